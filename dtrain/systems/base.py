@@ -1,0 +1,135 @@
+"""A system says what is trained: an ordered list of phases over named models."""
+
+from abc import abstractmethod
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Protocol
+
+from dtrain.spec.models import Model
+from dtrain.spec.table import OneOf, Table
+
+Array = Any  # torch.Tensor or jax.Array
+Batch = Mapping[str, Array]  # field -> values, batch axis first
+Logs = Mapping[str, Array]  # term -> scalar, a mean over the examples of a micro-batch
+Models = Any  # the models by attribute: models.generator(z)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of one micro-batch.
+
+    `value` is a mean over `weight` items; the update's gradient is the mean over the items of all
+    micro-batches of all processes, whatever their sizes. `weight` is the number of examples unless
+    given, as with tokens: a number, or a scalar array.
+    """
+
+    value: Array  # ()
+    terms: Logs = field(default_factory=dict)  # parts of it, and what else is worth a curve
+    weight: Array | None = None
+
+
+class Ops(Protocol):
+    """What a loss needs beyond what arrays of all backends can do by themselves.
+
+    Whatever is random comes from here, and depends on (seed, update, micro-batch) alone.
+    """
+
+    def normal(self, *shape: int) -> Array:
+        """Numbers from N(0, 1), in the precision of the models."""
+        ...
+
+    def uniform(self, *shape: int) -> Array:
+        """Numbers from U(0, 1), in the precision of the models."""
+        ...
+
+    def relu(self, x: Array) -> Array:
+        """max(x, 0)."""
+        ...
+
+    def softplus(self, x: Array) -> Array:
+        """log(1 + exp(x)), without overflow."""
+        ...
+
+    def cross_entropy(self, logits: Array, labels: Array, *, smoothing: float = 0.0) -> Array:
+        """Mean cross-entropy of logits (N, classes) and labels (N,); `smoothing` goes to all classes."""
+        ...
+
+    def norm(self, x: Array) -> Array:
+        """Euclidean length of each example, (N,); its slope at 0 is 0."""
+        ...
+
+    def detach(self, x: Array) -> Array:
+        """The same values; no gradient flows through them."""
+        ...
+
+    def input_gradient(self, function: Callable[[Array], Array], x: Array) -> Array:
+        """Slope of sum(function(x)) in x, of the shape of x; itself differentiable, for penalties."""
+        ...
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One kind of optimizer update: whose weights move, down which loss.
+
+    Inside `loss` only the models in `updates` can be trained. Inside `prepare` none can: its
+    result replaces the batch, and no gradient flows through it.
+    """
+
+    updates: tuple[str, ...]
+    loss: Callable[[Models, Batch, Ops], Loss]
+    prepare: Callable[[Models, Batch, Ops], Batch] | None = None
+    repeat: int = 1  # updates in a step, each on fresh data
+    every: int = 1  # only on steps divisible by it, counted from 0
+
+    @property
+    def label(self) -> str:
+        """What its terms are logged under."""
+        return "+".join(self.updates)
+
+
+class System(Table):
+    """Base of all systems: a frozen dataclass whose fields are the keys of `[system]`."""
+
+    @abstractmethod
+    def phases(self) -> Sequence[Phase]:
+        """The phases of one step, in order."""
+
+    def check(self, models: Mapping[str, Model]) -> None:
+        """Raise ValueError if a model is missing or two do not fit together; nothing is built yet."""
+        return None
+
+    def reads(self) -> Mapping[str, str | None]:
+        """The fields of a batch that it reads, each with the model that it goes into as it is."""
+        return {}
+
+    def evaluate(self, models: Models, batch: Batch, ops: Ops) -> Logs:
+        """Means over the examples of one micro-batch of evaluation data."""
+        return {}
+
+    def samples(self, models: Models, batch: Batch, ops: Ops) -> Mapping[str, Array]:
+        """Pictures worth looking at, (N, channels, height, width), in the range of the data."""
+        return {}
+
+
+AnySystem = Annotated[System, OneOf(System)]
+
+
+def need(models: Mapping[str, Model], *names: str) -> None:
+    """Raise ValueError naming the models that a system needs and a recipe lacks."""
+    missing = [name for name in names if name not in models]
+    if missing:
+        there = ", ".join(models) or "none"
+        raise ValueError(
+            f"needs the model{'s' * (len(missing) > 1)} {', '.join(missing)}; the recipe has {there}"
+        )
+
+
+def updates_before(phases: Sequence[Phase], step: int) -> int:
+    """How many updates the first `step` steps make: the position in the data, as one number."""
+    return sum(phase.repeat * -(-step // phase.every) for phase in phases)
+
+
+def steps_for(phases: Sequence[Phase], updates: int) -> int:
+    """The fewest steps that make at least so many updates."""
+    return bisect_left(range(updates + 1), updates, key=lambda step: updates_before(phases, step))
