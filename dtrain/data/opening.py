@@ -1,0 +1,75 @@
+"""From the `[data]` table to examples, whether its kind is built in or imported."""
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from dtrain.data.dataset import DatasetExamples, Reading
+from dtrain.data.source import Examples, Part, Source
+from dtrain.errors import DataError, RecipeError
+from dtrain.spec.table import Imported
+
+T = TypeVar("T")
+
+
+def open_examples(data: Source | Imported, part: Part, seed: int) -> Examples:
+    """Open one part of the data. Raises DataError or RecipeError if it cannot be opened."""
+    return open_imported(data, part, seed) if isinstance(data, Imported) else data.open(part, seed)
+
+
+def open_imported(imported: Imported, part: Part, seed: int) -> Examples:
+    """Import a user's source, or a map-style dataset and the way to read it, and open one part.
+
+    The arguments' table `examples` is ours (`Reading`); all others go to what is imported.
+    """
+    found = _import(imported.path)
+    if isinstance(found, type) and issubclass(found, Source):
+        return _decoded(found, imported.arguments, "data").open(part, seed)
+    arguments = dict(imported.arguments)
+    reading = _decoded(Reading, arguments.pop("examples", {}), "data.examples")
+    of_part = reading.train if part == "train" else reading.evaluate
+    if of_part is None:
+        raise RecipeError(
+            "data.examples.evaluate",
+            f"says nothing, so {imported.path} has no examples for evaluation; give the arguments of that "
+            "part, such as { train = false }, or {} to evaluate on the same examples",
+        )
+    dataset = _call(found, imported.path, {**arguments, **of_part})
+    for needed in ("__len__", "__getitem__"):
+        if not callable(getattr(type(dataset), needed, None)):
+            made = type(dataset).__name__
+            raise DataError(f"{imported.path} is not a map-style dataset: {made} lacks {needed}")
+    return DatasetExamples(dataset, reading, name=imported.path, part=part, seed=seed)
+
+
+def _decoded(cls: type[T], values: Any, key: str) -> T:
+    try:
+        return TypeAdapter(cls).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecipeError(".".join(map(str, (key, *first["loc"]))), first["msg"]) from None
+
+
+def _import(path: str) -> Any:
+    module_name, _, name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision over a torch of another build
+        raise DataError(f"{path}: {module_name} cannot be imported ({error}); is it installed?") from error
+    found = getattr(module, name, None)
+    if found is None:
+        near = difflib.get_close_matches(name, dir(module), 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(f"{path}: {module_name} has no {name}{hint}")
+    return found
+
+
+def _call(found: Any, path: str, arguments: Mapping[str, Any]) -> Any:
+    try:
+        return found(**arguments)
+    except Exception as error:  # the dataset is the user's code
+        problem = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path} failed with arguments ({', '.join(arguments)}): {problem}") from error
