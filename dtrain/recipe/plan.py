@@ -1,0 +1,79 @@
+"""What a recipe will do, worked out without building anything: layers, updates, memory, size."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dtrain.recipe.values import Recipe
+from dtrain.spec.models import ModelSpec
+from dtrain.spec.optimizers import SGD, Optimizer
+from dtrain.spec.table import Imported
+from dtrain.systems.base import steps_for
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device."""
+
+    weights: int
+    gradients: int
+    optimizers: int
+    averages: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizers + self.averages + self.activations
+
+
+def total_steps(recipe: Recipe, examples: int | None) -> int | None:
+    """Steps of the whole run; None where only a run can tell."""
+    if recipe.train.steps is not None:
+        return recipe.train.steps
+    if examples is None or isinstance(recipe.system, Imported):
+        return None
+    updates = (recipe.train.epochs or 0) * -(-examples // recipe.train.batch_size)
+    return steps_for(recipe.system.phases(), updates)
+
+
+def plan_memory(recipe: Recipe) -> Memory | None:
+    """An estimate for one process; None where a model is imported and its size unknown.
+
+    Activations count every layer's output once for each model that a phase calls, in the precision of the
+    run; what kernels need besides, and the process itself, is not counted.
+    """
+    counts = parameter_counts(recipe)
+    if counts is None:
+        return None
+    size = 8 if recipe.train.precision == "fp64" else 4
+    half = 2 if recipe.train.precision in ("bf16", "fp16") else size
+    outputs = sum(
+        math.prod(row.after) for m in recipe.models.values() if isinstance(m, ModelSpec) for row in m.rows()
+    )
+    trained = [name for name in recipe.models if name in recipe.optimizers]
+    return Memory(
+        weights=size * sum(counts.values()),
+        gradients=size * max((counts[name] for name in trained), default=0),
+        optimizers=size * sum(counts[name] * moments(recipe.optimizers[name]) for name in trained),
+        averages=size * sum(counts[name] for name in recipe.averages),
+        activations=half * outputs * recipe.train.micro,
+    )
+
+
+def checkpoint_size(recipe: Recipe) -> int | None:
+    """Bytes of the tensors in one checkpoint; None where a model is imported."""
+    memory = plan_memory(recipe)
+    return None if memory is None else memory.weights + memory.optimizers + memory.averages
+
+
+def parameter_counts(recipe: Recipe) -> Mapping[str, int] | None:
+    """Trained numbers of each model; None if one is imported."""
+    counts = {n: m.parameter_count() for n, m in recipe.models.items() if isinstance(m, ModelSpec)}
+    return counts if len(counts) == len(recipe.models) else None
+
+
+def moments(optimizer: Optimizer) -> int:
+    """How many numbers an optimizer keeps for each parameter; two are assumed of an imported one."""
+    if isinstance(optimizer, SGD):
+        return 1 if optimizer.momentum else 0
+    return 2
