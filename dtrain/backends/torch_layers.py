@@ -1,0 +1,239 @@
+"""Layers as torch modules, under the same names."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dtrain.spec import blocks, layers
+from dtrain.spec.initial import Shape
+from dtrain.spec.layers import Layer, spread
+
+L = TypeVar("L", bound=Layer)
+BUILDERS: dict[type[Layer], Callable[[Any, Shape], nn.Module]] = {}
+
+CONV: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONV_TRANSPOSE: dict[int, Callable[..., nn.Module]] = {
+    1: nn.ConvTranspose1d,
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
+MAX_POOL: dict[int, Callable[..., nn.Module]] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
+AVERAGE_POOL: dict[int, Callable[..., nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "softplus": nn.Softplus,
+}
+
+
+def build_layer(layer: Layer, shape: Shape) -> nn.Module:
+    """The module of a layer that takes `shape`, without the batch axis."""
+    return BUILDERS[type(layer)](layer, shape)
+
+
+def builds(kind: type[L]) -> Callable[[Callable[[L, Shape], nn.Module]], Callable[[L, Shape], nn.Module]]:
+    """Register the builder of a kind of layer."""
+
+    def register(build: Callable[[L, Shape], nn.Module]) -> Callable[[L, Shape], nn.Module]:
+        BUILDERS[kind] = build
+        return build
+
+    return register
+
+
+def stack(of: blocks.Layers, shape: Shape) -> nn.Sequential:
+    """Layers in a row."""
+    modules = []
+    for layer in of:
+        modules.append(build_layer(layer, shape))
+        shape = layer.out_shape(shape)
+    return nn.Sequential(*modules)
+
+
+@builds(layers.Linear)
+def _(layer: layers.Linear, shape: Shape) -> nn.Module:
+    return nn.Linear(shape[-1], layer.out, bias=layer.bias)
+
+
+@builds(layers.Conv)
+def _(layer: layers.Conv, shape: Shape) -> nn.Module:
+    axes = len(shape) - 1
+    windows = {name: spread(getattr(layer, name), axes, name) for name in ("stride", "padding", "dilation")}
+    kernel = spread(layer.kernel, axes, "kernel")
+    return CONV[axes](shape[0], layer.out, kernel, groups=layer.groups, bias=layer.bias, **windows)
+
+
+@builds(layers.ConvTranspose)
+def _(layer: layers.ConvTranspose, shape: Shape) -> nn.Module:
+    axes = len(shape) - 1
+    windows = {
+        name: spread(getattr(layer, name), axes, name) for name in ("stride", "padding", "output_padding")
+    }
+    kernel = spread(layer.kernel, axes, "kernel")
+    return CONV_TRANSPOSE[axes](shape[0], layer.out, kernel, groups=layer.groups, bias=layer.bias, **windows)
+
+
+@builds(layers.Upsample)
+def _(layer: layers.Upsample, shape: Shape) -> nn.Module:
+    return nn.Upsample(scale_factor=layer.factor, mode=layer.mode)
+
+
+@builds(layers.Pool)
+def _(layer: layers.Pool, shape: Shape) -> nn.Module:
+    if layer.mode == "global":
+        return GlobalPool()
+    axes = len(shape) - 1
+    size, padding = spread(layer.size, axes, "size"), spread(layer.padding, axes, "padding")
+    kind = MAX_POOL[axes] if layer.mode == "max" else AVERAGE_POOL[axes]
+    return kind(size, spread(layer.stride or layer.size, axes, "stride"), padding)
+
+
+@builds(layers.Reshape)
+def _(layer: layers.Reshape, shape: Shape) -> nn.Module:
+    return Reshape(layer.shape)
+
+
+@builds(layers.Flatten)
+def _(layer: layers.Flatten, shape: Shape) -> nn.Module:
+    return nn.Flatten()
+
+
+@builds(layers.GroupNorm)
+def _(layer: layers.GroupNorm, shape: Shape) -> nn.Module:
+    return nn.GroupNorm(layer.groups, shape[0], layer.eps)
+
+
+@builds(layers.LayerNorm)
+def _(layer: layers.LayerNorm, shape: Shape) -> nn.Module:
+    return nn.LayerNorm(shape[-1], layer.eps)
+
+
+@builds(layers.BatchNorm)
+def _(layer: layers.BatchNorm, shape: Shape) -> nn.Module:
+    return RecordingBatchNorm(shape[0], layer.eps, layer.momentum)
+
+
+@builds(layers.Activation)
+def _(layer: layers.Activation, shape: Shape) -> nn.Module:
+    return nn.LeakyReLU(layer.slope) if layer.slope is not None else ACTIVATIONS[layer.function]()
+
+
+@builds(layers.Dropout)
+def _(layer: layers.Dropout, shape: Shape) -> nn.Module:
+    return nn.Dropout(layer.rate)
+
+
+@builds(layers.Embedding)
+def _(layer: layers.Embedding, shape: Shape) -> nn.Module:
+    return nn.Embedding(layer.size, layer.out)
+
+
+@builds(blocks.Residual)
+def _(layer: blocks.Residual, shape: Shape) -> nn.Module:
+    changes = layer.out_shape(shape) != shape
+    return Residual(
+        stack(layer.layers, shape), build_layer(layer.projection(shape), shape) if changes else None
+    )
+
+
+@builds(blocks.Repeat)
+def _(layer: blocks.Repeat, shape: Shape) -> nn.Module:
+    copies = []
+    for _ in range(layer.times):
+        copies.append(stack(layer.layers, shape))
+        shape = blocks.shape_after(layer.layers, shape)
+    return nn.Sequential(*copies)
+
+
+class GlobalPool(nn.Module):
+    """(N, C, ...) to (N, C): the mean of each channel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).mean(-1)
+
+
+class Reshape(nn.Module):
+    """(N, ...) to (N, *shape)."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), *self.shape)
+
+
+class Residual(nn.Module):
+    """x + layers(x), with x projected where the shapes differ."""
+
+    def __init__(self, layers: nn.Module, projection: nn.Module | None):
+        super().__init__()
+        self.layers = layers
+        self.projection = projection
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut: Tensor = x if self.projection is None else self.projection(x)
+        out: Tensor = self.layers(x)
+        return shortcut + out
+
+
+class RecordingBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation that notes the statistics of each batch instead of averaging them at once.
+
+    The engine gathers the notes of all processes and averages them in the order of the
+    micro-batches, so that the running statistics are the same on any number of processes.
+    """
+
+    def __init__(self, channels: int, eps: float, momentum: float | None, **options: Any):
+        super().__init__(channels, eps, momentum, **options)
+        self.notes: list[Tensor] = []  # (2, channels) each: mean and unbiased variance of one batch
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        return None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        note = torch.zeros(2, self.num_features, dtype=self.note_dtype(x), device=x.device)
+        # With a momentum of 1, torch writes the batch's own statistics where the running ones stand.
+        out = F.batch_norm(x, note[0], note[1], self.weight, self.bias, True, 1.0, self.eps)
+        self.notes.append(note)
+        return out
+
+    def note_dtype(self, x: Tensor) -> torch.dtype:
+        """The precision in which statistics are kept: the module's own, else at least float32."""
+        return self.running_mean.dtype if self.running_mean is not None else torch.float32
+
+    @torch.no_grad()
+    def take_in(self, note: Tensor) -> None:
+        """Move the running statistics towards those of one batch."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+        self.running_mean.lerp_(note[0].to(self.running_mean), share)
+        self.running_var.lerp_(note[1].to(self.running_var), share)
+
+
+def record_batch_norms(module: nn.Module) -> nn.Module:
+    """Replace the batch normalisations of an imported model by recording ones, weights kept."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, RecordingBatchNorm):
+            options = {"affine": child.affine, "track_running_stats": child.track_running_stats}
+            own = RecordingBatchNorm(child.num_features, child.eps, child.momentum, **options)
+            own.load_state_dict(child.state_dict())
+            own.train(child.training)
+            setattr(module, name, own)
+        else:
+            record_batch_norms(child)
+    return module

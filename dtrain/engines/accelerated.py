@@ -1,0 +1,272 @@
+"""One process or DDP, on CPUs and GPUs alike, by way of Accelerate."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor, nn
+
+from dtrain.backends.torch_backend import batch_norms, build_model, build_optimizer, named_tensors
+from dtrain.backends.torch_ops import TorchOps, seed_generators
+from dtrain.data.order import MicroBatch
+from dtrain.data.source import Batch
+from dtrain.engines.base import Key, Measured, Part, Update
+from dtrain.engines.statistics import IDLE, Notes, average_notes, loose_buffers, take_notes
+from dtrain.engines.torch_state import Optimizers, restore_tensors
+from dtrain.spec.keys import seed_of
+from dtrain.spec.models import Model
+from dtrain.spec.optimizers import Optimizer
+from dtrain.systems.base import Logs, Models, Ops
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class AcceleratedEngine:
+    """Every trained model is wrapped by itself, with an optimizer of its own; the others stay frozen.
+
+    `averages` gives the decay of each model that has a moving average.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        *,
+        models: Mapping[str, Model],
+        optimizers: Mapping[str, Optimizer],
+        averages: Mapping[str, float],
+        precision: str,
+        seed: int,
+    ):
+        self.accelerator = accelerator
+        self.device = accelerator.device
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.dtype = torch.float64 if precision == "fp64" else torch.float32
+        self.half = HALF.get(precision)
+        self.needs_scaler = precision == "fp16"
+        self.scalers: dict[str, torch.amp.GradScaler] = {}  # by phase, as its models step together
+        self.clips = {name: spec.clip for name, spec in optimizers.items()}
+        self.ops = TorchOps(self.device, self.dtype)
+        self.bare: dict[str, nn.Module] = {}
+        self.wrapped: dict[str, nn.Module] = {}
+        for name, spec in models.items():
+            module = build_model(name, spec, seed=seed).to(self.device, self.dtype)
+            self.bare[name] = self.wrapped[name] = module.train(name in optimizers)
+            if name in optimizers:
+                self.wrapped[name] = accelerator.prepare_model(module)
+        self.parameters: dict[str, list[Tensor]] = {
+            name: list(module.parameters()) for name, module in self.bare.items()
+        }
+        self.optimizers = Optimizers(
+            {name: build_optimizer(name, spec, self.parameters[name]) for name, spec in optimizers.items()},
+            {name: [key for key, _ in module.named_parameters()] for name, module in self.bare.items()},
+        )
+        self.decays = dict(averages)
+        self.averages = {
+            name: copy.deepcopy(self.bare[name]).eval().requires_grad_(False) for name in averages
+        }
+        self.norms = {name: batch_norms(module) for name, module in self.bare.items()}
+        self.loose = {name: loose_buffers(module) for name, module in self.bare.items()}
+        self.trainable: tuple[str, ...] = ()
+        for module in self.bare.values():
+            module.requires_grad_(False)
+
+    def update(self, update: Update, batches: Iterable[tuple[MicroBatch, Batch]]) -> Measured:
+        names, shares = update.phase.updates, list(batches)
+        scaler = self._scaler(update.phase.label)
+        kept = {n: [b.clone() for b in self.loose[n]] for n in self.bare if self.loose[n] and n not in names}
+        terms: list[tuple[Any, Logs]] = []
+        notes: dict[int, Notes] = {}
+        for place, (micro, arrays) in enumerate(shares):
+            seed_generators(seed_of(*update.key, micro.number), self.device)
+            examples = len(next(iter(arrays.values())))
+            batch: Mapping[str, Tensor] = self._put(arrays)
+            if update.phase.prepare is not None:
+                self._train_only(())
+                with self._autocast():
+                    batch = update.phase.prepare(SimpleNamespace(**self.bare), batch, self.ops)
+            self._train_only(names)
+            models = SimpleNamespace(**{**self.bare, **{name: self.wrapped[name] for name in names}})
+            with self._synchronised(names, place == len(shares) - 1):
+                with self._autocast():
+                    loss = update.phase.loss(models, batch, self.ops)
+                weight = 0.0 if micro.idle else examples if loss.weight is None else loss.weight
+                # DDP averages over ranks; what is wanted is the sum, over the weight of the whole update.
+                scaled = loss.value.to(self.dtype) * (weight * (self.world / update.size))
+                (scaler.scale(scaled) if scaler else scaled).backward()
+            terms.append((weight, {"loss": loss.value.detach(), **_detached(loss.terms)}))
+            taken = take_notes([norm for name in names for norm in self.norms[name]])
+            take_notes([norm for name in self.bare if name not in names for norm in self.norms[name]])
+            notes[IDLE if micro.idle else micro.number] = taken
+        if loss.weight is not None:
+            self._rescale(names, terms, update.size)
+        norms = self._step(names, update, scaler)
+        norms_of_phase = [norm for name in names for norm in self.norms[name]]
+        average_notes(norms_of_phase, notes, update.micro_batches, self.accelerator)
+        self._settle(names, kept)
+        return Measured(terms, norms)
+
+    def run(
+        self, function: Callable[[Models, Mapping[str, Any], Ops], Any], batch: Batch, *, key: Key
+    ) -> Any:
+        self._train_only(())
+        seed_generators(seed_of(*key), self.device)
+        modules = {**self.bare, **self.averages}
+        was_training = [module for module in modules.values() if module.training]
+        for module in was_training:
+            module.eval()
+        with self._autocast():
+            result = function(SimpleNamespace(**modules), self._put(batch), self.ops)
+        for module in was_training:
+            module.train()
+        return result
+
+    def mean(self, terms: Sequence[tuple[Any, Logs]]) -> dict[str, float]:
+        names = list(terms[0][1]) if terms else []
+        names = self.share(names) if self.world > 1 else names
+        sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=self.device)
+        for weight, logs in terms:
+            row = torch.stack([torch.as_tensor(logs[name], device=self.device).double() for name in names])
+            sums[:-1] += torch.where(torch.as_tensor(weight, device=self.device) > 0, row * weight, 0.0)
+            sums[-1] += weight
+        if self.world > 1:
+            sums = self.accelerator.reduce(sums, "sum")
+        *values, total = sums.tolist()
+        return {name: value / total for name, value in zip(names, values, strict=True)}
+
+    def tensors(self) -> Iterator[tuple[Part, str, Tensor]]:
+        for name, module in self.bare.items():
+            for key, tensor in named_tensors(module).items():
+                yield "models", f"{name}/{key}", tensor.detach()
+        for key, tensor in self.optimizers.tensors():
+            yield "optimizers", key, tensor
+        for name, module in self.averages.items():
+            for key, tensor in module.named_parameters():
+                yield "averages", f"{name}/{key}", tensor.detach()
+
+    def scalars(self) -> dict[str, Any]:
+        scalers = {label: scaler.state_dict() for label, scaler in self.scalers.items()}
+        return {"optimizers": self.optimizers.scalars(), "loss_scales": scalers}
+
+    def restore(self, tensors: Mapping[Part, Mapping[str, Tensor]], scalars: Mapping[str, Any]) -> None:
+        own: dict[Part, dict[str, Tensor]] = {"models": {}, "averages": {}}
+        for part, name, tensor in self.tensors():
+            if part != "optimizers":
+                own[part][name] = tensor
+        restore_tensors(own, tensors)
+        self.optimizers.restore(tensors.get("optimizers", {}), scalars["optimizers"])
+        for label, state in scalars["loss_scales"].items():
+            scaler = self._scaler(label)
+            if scaler is not None:
+                scaler.load_state_dict(state)
+        for name in self.averages:
+            self._copy_buffers(name)
+
+    def share(self, value: Any) -> Any:
+        if self.world == 1:
+            return value
+        box = [value]
+        broadcast_object_list(box)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        return list(gather_object([value])) if self.world > 1 else [value]
+
+    def _put(self, batch: Batch) -> dict[str, Tensor]:
+        """Arrays on the device; fractions in the precision of the models."""
+        tensors = {}
+        for name, array in batch.items():
+            tensor = torch.from_numpy(np.ascontiguousarray(array))
+            if self.device.type == "cuda":
+                tensor = tensor.pin_memory().to(self.device, non_blocking=True)
+            tensors[name] = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+        return tensors
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, self.half) if self.half else nullcontext()
+
+    def _scaler(self, label: str) -> torch.amp.GradScaler | None:
+        if self.needs_scaler and label not in self.scalers:
+            self.scalers[label] = torch.amp.GradScaler(self.device.type)
+        return self.scalers.get(label)
+
+    def _synchronised(self, names: Sequence[str], is_last: bool) -> AbstractContextManager[Any]:
+        """Gradients go over the ranks with the last micro-batch alone."""
+        if is_last or self.world == 1:
+            return nullcontext()
+        stack = ExitStack()
+        for name in names:
+            stack.enter_context(self.accelerator.no_sync(self.wrapped[name]))
+        return stack
+
+    def _train_only(self, names: tuple[str, ...]) -> None:
+        """Let gradients reach the parameters of these models and of no others."""
+        if names == self.trainable:
+            return
+        for name in self.trainable:
+            self.bare[name].requires_grad_(False)
+        for name in names:
+            self.bare[name].requires_grad_(True)
+        self.trainable = names
+
+    def _rescale(self, names: Sequence[str], terms: Sequence[tuple[Any, Logs]], size: int) -> None:
+        """Divide by the weight that the whole update turned out to have, in place of its examples."""
+        weights = [torch.as_tensor(w, dtype=torch.float64, device=self.device) for w, _ in terms]
+        weight = torch.stack(weights).sum()
+        total = self.accelerator.reduce(weight, "sum") if self.world > 1 else weight
+        for name in names:
+            grads = [p.grad for p in self.parameters[name] if p.grad is not None]
+            torch._foreach_mul_(grads, (size / total).to(self.dtype))
+
+    def _step(
+        self, names: Sequence[str], update: Update, scaler: torch.amp.GradScaler | None
+    ) -> dict[str, Tensor]:
+        """Clip, set the rate, step, clear: one model after the other."""
+        norms = {}
+        for name in names:
+            optimizer, parameters, clip = self.optimizers[name], self.parameters[name], self.clips[name]
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            if clip is not None or update.measure:
+                norms[name] = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            if clip is not None:
+                nn.utils.clip_grads_with_norm_(parameters, clip, norms[name])
+            for group in optimizer.param_groups:
+                group["lr"] = update.lr[name]
+            if scaler is not None:
+                scaler.step(optimizer)
+            else:
+                optimizer.step()
+            for parameter in parameters:
+                parameter.grad = None
+        if scaler is not None:
+            scaler.update()
+        return norms
+
+    def _settle(self, names: Sequence[str], kept: Mapping[str, Sequence[Tensor]]) -> None:
+        """Move the averages of the updated models, and undo what a forward moved in the others."""
+        for name, buffers in kept.items():
+            for buffer, before in zip(self.loose[name], buffers, strict=True):
+                buffer.copy_(before)
+        for name in names:
+            if self.world > 1:
+                for buffer in self.loose[name]:
+                    torch.distributed.broadcast(buffer, 0)
+            if name in self.averages:
+                average: list[Tensor] = list(self.averages[name].parameters())
+                torch._foreach_lerp_(average, self.parameters[name], 1 - self.decays[name])
+                self._copy_buffers(name)
+
+    def _copy_buffers(self, name: str) -> None:
+        """Averages are of weights alone: running statistics are the model's own."""
+        for average, own in zip(self.averages[name].buffers(), self.bare[name].buffers(), strict=True):
+            average.copy_(own)
+
+
+def _detached(logs: Logs) -> Logs:
+    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in logs.items()}

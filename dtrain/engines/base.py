@@ -1,0 +1,75 @@
+"""The one interface between the loop and the hardware, and the way to open an engine."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from dtrain.data.order import MicroBatch
+from dtrain.data.source import Batch
+from dtrain.systems.base import Array, Logs, Models, Ops, Phase
+
+Key = tuple[int | str, ...]
+Part = str  # "models", "optimizers" or "averages"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one update showed, still on the device: averaged only when somebody asks."""
+
+    terms: Sequence[tuple[Array | float, Logs]]  # weight and terms of each micro-batch of this rank
+    norms: Mapping[str, Array] = field(default_factory=dict)  # gradient norm of each model, over all ranks
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimizer update as all ranks see it."""
+
+    phase: Phase
+    key: Key  # (seed, "update", number): what is random in it
+    size: int  # examples over all ranks
+    micro_batches: int  # their number over all ranks
+    lr: Mapping[str, float]  # by model
+    measure: bool  # whether its gradient norms will be asked for
+
+
+class Engine(Protocol):
+    """Owns models and optimizers, however they are wrapped or sharded.
+
+    `update` is the whole of an optimizer update: precision, micro-batches, synchronisation of
+    gradients, clipping and freezing happen inside it and are visible nowhere else.
+    """
+
+    rank: int
+    world: int
+
+    def update(self, update: Update, batches: Iterable[tuple[MicroBatch, Batch]]) -> Measured:
+        """Make one update from this rank's micro-batches."""
+        ...
+
+    def run(self, function: Callable[[Models, Batch, Ops], Any], batch: Batch, *, key: Key) -> Any:
+        """Call a system's function with every model frozen, in evaluation mode, averages in place."""
+        ...
+
+    def mean(self, terms: Sequence[tuple[Array | float, Logs]]) -> dict[str, float]:
+        """Weighted means over all micro-batches of all ranks: one collective, the only host sync."""
+        ...
+
+    def tensors(self) -> Iterator[tuple[Part, str, Array]]:
+        """Every tensor of the state under its canonical name, such as `generator/3.weight/exp_avg`."""
+        ...
+
+    def scalars(self) -> dict[str, Any]:
+        """The rest of the state, as JSON takes it."""
+        ...
+
+    def restore(self, tensors: Mapping[Part, Mapping[str, Array]], scalars: Mapping[str, Any]) -> None:
+        """Take up a state. Raises CheckpointError naming what is missing, unexpected or of another shape."""
+        ...
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank, by rank."""
+        ...
