@@ -1,0 +1,109 @@
+"""Where runs lie, and which of them a call of `dtrain run` carries on.
+
+runs/<name>/<run id>/ holds recipe.toml, metrics.jsonl, samples/, wandb/ and checkpoints/. A run that
+some process is working on holds a lock, which the system frees when that process ends, however it ends.
+"""
+
+import fcntl
+import secrets
+import shutil
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+from dtrain.checkpoint.format import MANIFEST, RECIPE, write_synced
+from dtrain.checkpoint.read import checkpoints_in
+from dtrain.checkpoint.write import PARTIAL
+from dtrain.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Place:
+    """A run's folder, and the checkpoint to start from if there is one."""
+
+    folder: Path
+    checkpoint: Path | None
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+
+def choose(runs: Path, *, name: str, recipe: str, last_step: int, fresh: bool, resume: Path | None) -> Place:
+    """Find the run to carry on, or make the folder of a new one.
+
+    A run of the same resolved recipe that was cut off is carried on from its newest checkpoint.
+    Raises CheckpointError if `resume` names no checkpoint, or a run that is being worked on.
+    """
+    home = runs / name
+    if resume is not None:
+        checkpoint = _named(resume)
+        run = checkpoint.parent.parent
+        is_newest = checkpoint == checkpoints_in(run)[-1]
+        if is_newest and run.is_dir() and _recipe_of(run) == recipe:
+            if is_locked(run):
+                raise CheckpointError(f"{run} is being worked on by another process")
+            return Place(_swept(run), checkpoint)
+        return Place(_new(home, recipe), checkpoint)
+    if not fresh:
+        for run in sorted(home.iterdir(), reverse=True) if home.is_dir() else []:
+            if _recipe_of(run) == recipe and not is_locked(run):
+                newest = next(reversed(checkpoints_in(run)), None)
+                if newest is None or int(newest.name.removeprefix("step-")) < last_step:
+                    return Place(_swept(run), newest)
+                break
+    return Place(_new(home, recipe), None)
+
+
+def lock(run: Path) -> IO[bytes]:
+    """Hold a run until the returned file is closed. Raises CheckpointError if another process holds it."""
+    file = (run / ".lock").open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise CheckpointError(f"{run} is being worked on by another process") from None
+    return file
+
+
+def is_locked(run: Path) -> bool:
+    """Whether a process is working on a run."""
+    try:
+        lock(run).close()
+    except CheckpointError:
+        return True
+    return False
+
+
+def _named(path: Path) -> Path:
+    """The checkpoint that a path names: itself, or the newest of the run."""
+    if (path / MANIFEST).is_file():
+        return path.absolute()
+    inside = checkpoints_in(path)
+    if not inside:
+        raise CheckpointError(f"{path} is neither a checkpoint nor a run that has one")
+    return inside[-1].absolute()
+
+
+def _recipe_of(run: Path) -> str | None:
+    try:
+        return (run / RECIPE).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _new(home: Path, recipe: str) -> Path:
+    folder = home / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    try:
+        folder.mkdir(parents=True)
+        write_synced(folder / RECIPE, recipe.encode())
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be made: {error}") from None
+    return folder.absolute()
+
+
+def _swept(run: Path) -> Path:
+    """Clear what a life that was cut off had begun to write or to remove."""
+    shutil.rmtree(run / PARTIAL, ignore_errors=True)
+    return run.absolute()

@@ -1,0 +1,47 @@
+"""Ready models out of a checkpoint, without its run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import tomli
+from torch import nn
+
+from dtrain.backends.torch_backend import build_model
+from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
+from dtrain.engines.torch_state import restore_tensors
+from dtrain.errors import CheckpointError
+from dtrain.recipe.load import from_table
+
+TRUSTED = ("dtrain", "torch")
+
+
+def load_models(
+    path: str | Path, *, averages: bool = True, trust: Sequence[str] = ()
+) -> dict[str, nn.Module]:
+    """Build the models of a checkpoint, or of a run's newest one, on the CPU in evaluation mode.
+
+    `averages` takes the moving average of a model where there is one. A model given by an import
+    path is imported only from torch, dtrain and the packages in `trust`. Raises CheckpointError
+    naming the file that is missing or altered.
+    """
+    path = Path(path)
+    inside = checkpoints_in(path)
+    checkpoint = open_checkpoint(inside[-1] if inside else path)
+    packages = (*TRUSTED, *trust)
+    table = tomli.loads(checkpoint.recipe)
+    recipe = from_table(table, folder=checkpoint.path, source=str(checkpoint.path), imports=False)
+    weights = checkpoint.tensors("models")
+    if averages:
+        weights |= checkpoint.tensors("averages")
+    models = {}
+    for name, spec in recipe.models.items():
+        module = build_model(name, spec, seed=recipe.seed, packages=packages)
+        given = {key.partition("/")[2]: value for key, value in weights.items() if key.startswith(f"{name}/")}
+        if recipe.train.precision == "fp64":
+            module.double()
+        try:
+            restore_tensors({name: module.state_dict()}, {name: given})
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint.path}: {error}") from None
+        models[name] = module.eval().requires_grad_(False)
+    return models

@@ -1,0 +1,75 @@
+"""Reads a checkpoint: everything is checked first, and nothing in it is ever executed."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from dtrain.checkpoint.format import MANIFEST, PARTS, RECIPE, STATE, hash_of_file, unseal
+from dtrain.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose every file was found whole."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+    state: Mapping[str, Any]
+    recipe: str  # resolved, as it was when it was saved
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+    def tensors(self, part: str) -> dict[str, torch.Tensor]:
+        """The tensors of one part ("models", "optimizers", "averages") by canonical name."""
+        tensors: dict[str, torch.Tensor] = {}
+        for name in sorted(self.manifest["files"]):
+            if name.startswith(f"{part}-") and name.endswith(".safetensors"):
+                try:
+                    tensors |= load_file(self.path / name)
+                except (OSError, SafetensorError, ValueError) as error:
+                    raise CheckpointError(f"{self.path / name} cannot be read: {error}") from None
+        listed = {key.partition("/")[2] for key in self.manifest["tensors"] if key.startswith(f"{part}/")}
+        if listed != tensors.keys():
+            raise CheckpointError(f"{self.path}: {part} hold other tensors than {MANIFEST} lists")
+        return tensors
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Check every file of a checkpoint against its manifest, sizes and hashes, and read the small ones.
+
+    Raises CheckpointError naming the file that is missing, cut short or altered.
+    """
+    manifest = unseal(path / MANIFEST)
+    for name, entry in manifest["files"].items():
+        file = path / name
+        if Path(name).name != name or file.is_symlink() or not file.is_file():
+            raise CheckpointError(f"{file} is missing, or not a file of this checkpoint")
+        size = file.stat().st_size
+        if size != entry["size"]:
+            raise CheckpointError(f"{file} was cut short or altered: {size} bytes, not {entry['size']}")
+        if hash_of_file(file) != entry["hash"]:
+            raise CheckpointError(f"{file} was altered: its hash differs from the one in {MANIFEST}")
+    missing = [name for name in (RECIPE, STATE) if name not in manifest["files"]]
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}")
+    state = json.loads((path / STATE).read_bytes())
+    return Checkpoint(path, manifest, state, (path / RECIPE).read_text(encoding="utf-8"))
+
+
+def all_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, torch.Tensor]]:
+    """Every tensor, by part and name."""
+    return {part: checkpoint.tensors(part) for part in PARTS}
+
+
+def checkpoints_in(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first; every folder under its final name is whole."""
+    folder = run / "checkpoints"
+    return sorted(folder.glob("step-*")) if folder.is_dir() else []

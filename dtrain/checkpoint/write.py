@@ -1,0 +1,147 @@
+"""Writes a checkpoint whole or not at all: beside its place, synced, then renamed into it."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from dtrain.checkpoint.format import (
+    FORMAT,
+    MANIFEST,
+    PARTS,
+    RECIPE,
+    STATE,
+    canonical,
+    folder_name,
+    hash_of,
+    hash_of_file,
+    sealed,
+    shard_name,
+    sync,
+    write_synced,
+)
+from dtrain.engines.base import Engine
+from dtrain.errors import CheckpointError
+
+PARTIAL = ".partial"  # beside checkpoints/: what is being written or removed
+
+
+def write(
+    run: Path,
+    *,
+    step: int,
+    engine: Engine,
+    recipe: str,
+    state: Mapping[str, Any],
+    environment: Mapping[str, Any],
+) -> Path:
+    """Write `run/checkpoints/step-...`, each rank its share of the tensors, and return its path.
+
+    Raises CheckpointError on every rank if any of them cannot write; nothing saved before is touched.
+    """
+    place = run / "checkpoints" / folder_name(step)
+    partial = run / PARTIAL / folder_name(step)
+
+    def prepare() -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        place.parent.mkdir(exist_ok=True)
+
+    def finish() -> None:
+        files = {name: entry for share in shares for name, entry in share["files"].items()}
+        tensors = {name: digest for share in shares for name, digest in share["tensors"].items()}
+        for name, data in ((RECIPE, recipe.encode()), (STATE, canonical(state))):
+            write_synced(partial / name, data)
+            files[name] = {"size": len(data), "hash": hash_of(data)}
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "files": files,
+            "tensors": tensors,
+            "environment": environment,
+        }
+        write_synced(partial / MANIFEST, sealed(manifest))
+        sync(partial)
+        if place.exists():  # an earlier life saved this step too, with the same bits
+            remove(place)
+        partial.rename(place)
+        sync(place.parent)
+
+    together(engine, prepare if engine.rank == 0 else _nothing, place)
+    shares = together(engine, lambda: _write_share(partial, engine), place)
+    together(engine, finish if engine.rank == 0 else _nothing, place)
+    return place
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint: out of sight first, so that it is never seen in part."""
+    hidden = checkpoint.parent.parent / PARTIAL / f"removed-{checkpoint.name}"
+    shutil.rmtree(hidden, ignore_errors=True)
+    hidden.parent.mkdir(exist_ok=True)
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def together(engine: Engine, action: Callable[[], Any], place: Path) -> list[Any]:
+    """Do something on every rank; if it fails on any, raise the same CheckpointError on all."""
+    try:
+        result, problem = action(), ""
+    except Exception as error:  # whatever it is, the other ranks are waiting to hear of it
+        result, problem = None, f"{type(error).__name__}: {error}"
+    results = engine.gather((result, problem))
+    problems = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(results) if text]
+    if problems:
+        shutil.rmtree(place.parent.parent / PARTIAL / place.name, ignore_errors=True)
+        raise CheckpointError(
+            f"{place} cannot be written ({'; '.join(problems)}); earlier checkpoints are untouched"
+        )
+    return [result for result, _ in results]
+
+
+def _write_share(partial: Path, engine: Engine) -> dict[str, Any]:
+    """This rank's files: of each part, the tensors that keep the ranks' shares even."""
+    files: dict[str, Any] = {}
+    digests: dict[str, str] = {}
+    tensors: dict[str, dict[str, torch.Tensor]] = {part: {} for part in PARTS}
+    for part, name, tensor in engine.tensors():
+        tensors[part][name] = tensor
+    for part, named in tensors.items():
+        owners = assign({name: tensor.nbytes for name, tensor in named.items()}, engine.world)
+        count = len(set(owners.values()))
+        own = {
+            name: tensor.cpu().contiguous() for name, tensor in named.items() if owners[name] == engine.rank
+        }
+        if own:
+            path = partial / shard_name(part, engine.rank + 1, count)
+            save_file(own, path)
+            sync(path)
+            files[path.name] = {"size": path.stat().st_size, "hash": hash_of_file(path)}
+        for name, tensor in own.items():
+            digests[f"{part}/{name}"] = hash_of(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return {"files": files, "tensors": digests}
+
+
+def assign(sizes: Mapping[str, int], world: int) -> dict[str, int]:
+    """The rank that writes each tensor: the largest first, each to the rank with the least so far."""
+    loads = [0] * world
+    owners = {}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        owners[name] = rank = loads.index(min(loads))
+        loads[rank] += max(sizes[name], 1)
+    return owners
+
+
+def _nothing() -> None:
+    """What the ranks do that have nothing to do but must hear whether it went well."""
+
+
+def keep(checkpoints: Path, *, newest: int, best: Sequence[int]) -> None:
+    """Delete all checkpoints but the newest ones and those of the steps in `best`."""
+    steps = sorted(path for path in checkpoints.iterdir() if path.name.startswith("step-"))
+    kept = {folder_name(step) for step in best} | {path.name for path in steps[-newest:]}
+    for path in steps:
+        if path.name not in kept:
+            remove(path)
