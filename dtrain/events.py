@@ -1,0 +1,65 @@
+"""What the loop tells its observers: typed events, in the order in which things happen.
+
+Observers read them and cannot change training. Every rank's loop yields the same events;
+only rank 0 has observers.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Started:
+    """The loop is about to run. `step` steps are done already (0, or where a checkpoint left off)."""
+
+    step: int
+    total: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """Step `step` (counted from 1) is done; `metrics` is empty except every `every.log` steps.
+
+    Names are `model/term`: `discriminator/loss`, `discriminator/grad_norm`, `discriminator/lr`;
+    and `examples_per_second`, the one value that differs from run to run.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Means over every evaluation example once, named `evaluate/accuracy` and so on."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Grids of pictures that were written as PNG files, by name."""
+
+    step: int
+    pictures: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A whole checkpoint lies at `path`."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last step is done and saved."""
+
+    step: int
+
+
+Event = Started | Stepped | Evaluated | Sampled | Saved | Finished
+Observer = Callable[[Event], None]
