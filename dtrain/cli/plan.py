@@ -1,0 +1,110 @@
+"""A recipe's plan as text."""
+
+import math
+
+from dtrain.data.opening import open_examples
+from dtrain.data.source import Examples
+from dtrain.recipe.fit import check_fields, check_shares
+from dtrain.recipe.plan import checkpoint_size, plan_memory, total_steps
+from dtrain.recipe.values import Recipe
+from dtrain.spec.blocks import Row
+from dtrain.spec.initial import Shape
+from dtrain.spec.models import Model, ModelSpec
+from dtrain.spec.table import Imported
+
+
+def print_plan(recipe: Recipe, processes: int) -> None:
+    """Print what a recipe will do on so many processes. Raises RecipeError or DataError if it cannot."""
+    examples = None if isinstance(recipe.data, Imported) else open_examples(recipe.data, "train", recipe.seed)
+    if examples is not None:
+        check_fields(recipe, examples)
+    check_shares(recipe, recipe.train.batch_size if examples is None else len(examples), processes)
+    for name, model in recipe.models.items():
+        print("\n".join(model_lines(name, model)), end="\n\n")
+    print("\n".join(phase_lines(recipe)), end="\n\n")
+    print("\n".join(data_lines(recipe, examples, processes)), end="\n\n")
+    print("\n".join(memory_lines(recipe)))
+
+
+def model_lines(name: str, model: Model) -> list[str]:
+    """A model's layers, with the shape after each and its parameters."""
+    if not isinstance(model, ModelSpec):
+        return [f"model {name}: {model.path} (imported when it is built)"]
+    rows = model.rows()
+    width = max(len(row.name) + len(row.layer.kind) for row in rows) + 6
+    ends = f"{shape_text(model.input)} to {shape_text(model.output)}"
+    lines = [f"model {name}: {ends}, {model.parameter_count():,} parameters"]
+    return lines + [layer_line(row, width) for row in rows]
+
+
+def layer_line(row: Row, width: int) -> str:
+    """One layer: its canonical name, its kind, the shape that comes out, how many numbers it trains."""
+    count = sum(math.prod(parameter.shape) for parameter in row.layer.parameters(row.before).values())
+    left = f"  {row.name:<3} {row.layer.kind}"
+    line = f"{left:<{width}} {shape_text(row.after)}"
+    return f"{line:<{width + 20}} {count:>10,}" if count else line
+
+
+def phase_lines(recipe: Recipe) -> list[str]:
+    """The phases of a step."""
+    if isinstance(recipe.system, Imported):
+        return [f"phases: known when {recipe.system.path} is imported"]
+    lines = ["each step"]
+    for number, phase in enumerate(recipe.system.phases(), 1):
+        often = f"{phase.repeat} updates" if phase.repeat > 1 else "1 update"
+        when = f", every {phase.every} steps" if phase.every > 1 else ""
+        rates = ", ".join(rate_text(recipe, name) for name in phase.updates)
+        lines.append(f"  {number}. {often} of {' and '.join(phase.updates)}{when} ({rates})")
+    return lines
+
+
+def rate_text(recipe: Recipe, name: str) -> str:
+    """An optimizer in a few words."""
+    optimizer = recipe.optimizers[name]
+    clip = f", clip {optimizer.clip:g}" if optimizer.clip is not None else ""
+    kind = optimizer.kind or getattr(optimizer, "path", "")
+    return f"{kind} lr {optimizer.lr:g} {optimizer.schedule.kind}{clip}"
+
+
+def data_lines(recipe: Recipe, examples: Examples | None, processes: int) -> list[str]:
+    """How the examples divide into updates, micro-batches and processes."""
+    train, steps = recipe.train, total_steps(recipe, None if examples is None else len(examples))
+    count = -(-train.batch_size // train.micro)
+    most = -(-count // processes)
+    idle = most * processes - count
+    lines = [
+        f"each update ({train.precision}): {train.batch_size} examples, {count} micro-batches of {train.micro}",
+        f"  on {processes} process{'es' * (processes > 1)}: {most} micro-batch{'es' * (most > 1)} each"
+        + (f", {idle} process{'es' * (idle > 1)} one fewer" if idle else ""),
+    ]
+    length = f"{steps:,} steps" if steps is not None else f"{train.epochs} epochs"
+    if examples is not None:
+        length += f" over {len(examples):,} examples"
+    return [*lines, f"whole run: {length}"]
+
+
+def memory_lines(recipe: Recipe) -> list[str]:
+    """Estimates in bytes."""
+    memory, size = plan_memory(recipe), checkpoint_size(recipe)
+    if memory is None or size is None:
+        return ["memory and size of a checkpoint: unknown, as a model is imported"]
+    parts = ("weights", "gradients", "optimizers", "averages", "activations")
+    shares = ", ".join(f"{name} {bytes_text(getattr(memory, name))}" for name in parts)
+    return [
+        f"memory on each device: about {bytes_text(memory.total)} ({shares}), and the libraries' own",
+        f"each checkpoint: about {bytes_text(size)}",
+    ]
+
+
+def shape_text(shape: Shape) -> str:
+    """1x28x28."""
+    return "x".join(map(str, shape)) or "one number"
+
+
+def bytes_text(size: float) -> str:
+    """A size in the unit that suits it: 3.1 MB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

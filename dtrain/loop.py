@@ -1,0 +1,158 @@
+"""The loop. It yields what happens; whoever wants to watch iterates."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from dtrain.checkpoint.write import keep, write
+from dtrain.data.loader import evaluation_batches
+from dtrain.engines.base import Measured, Update
+from dtrain.errors import DivergedError
+from dtrain.events import Evaluated, Event, Finished, Sampled, Saved, Started, Stepped
+from dtrain.pictures import save_grid
+from dtrain.recipe.write import to_toml
+from dtrain.run import Run
+from dtrain.systems.base import Phase, updates_before
+
+
+def train(run: Run) -> Iterator[Event]:
+    """Run until the recipe's last step. A step is one pass over the system's phases.
+
+    Raises DivergedError where a measured loss is no finite number, CheckpointError where a
+    checkpoint cannot be written; what was saved before stays.
+    """
+    phases, every = run.system.phases(), run.recipe.every
+    updates = updates_before(phases, run.step)
+    clock = Clock(run.step)
+    yield Started(run.step, run.total, run.recipe.train.batch_size)
+    while run.step < run.total:
+        done, is_last = run.step + 1, run.step + 1 == run.total
+        logs, saves = due(every.log, done, is_last), due(every.save, done, is_last)
+        measured: dict[str, Measured] = {}
+        examples = 0
+        for phase in phases:
+            if run.step % phase.every:
+                continue
+            rates = {name: run.recipe.optimizers[name].lr_at(run.step, run.total) for name in phase.updates}
+            for _ in range(phase.repeat):
+                update = make_update(run, phase, updates, rates, measure=logs or saves)
+                measured[phase.label] = run.engine.update(update, run.loader.load(updates))
+                updates += 1
+                examples += update.size
+            clock.rates |= rates
+        run.step = done
+        clock.examples += examples
+        metrics = measure(run, measured) if logs or saves else {}
+        yield Stepped(done, {**metrics, **clock.read()} if logs else {})
+
+        evaluated = None
+        if run.evaluation is not None and due(every.evaluate, done, is_last):
+            evaluated = evaluate(run)
+            yield Evaluated(done, evaluated)
+        if due(every.sample, done, is_last):
+            yield from sample(run)
+        if saves:
+            yield Saved(done, save(run, evaluated))
+        if evaluated is not None or saves:
+            clock.restart()
+    yield Finished(run.step)
+
+
+def due(period: int, step: int, is_last: bool) -> bool:
+    """Whether something that happens every `period` steps (0: never but at the end) happens after `step`."""
+    return is_last or (period > 0 and step % period == 0)
+
+
+def make_update(run: Run, phase: Phase, number: int, rates: Mapping[str, float], *, measure: bool) -> Update:
+    """What all ranks know of the update with this number."""
+    size = run.order.size(number)
+    return Update(
+        phase=phase,
+        key=(run.recipe.seed, "update", number),
+        size=size,
+        micro_batches=-(-size // run.recipe.train.micro),
+        lr=rates,
+        measure=measure,
+    )
+
+
+def measure(run: Run, measured: Mapping[str, Measured]) -> dict[str, float]:
+    """Losses, terms and gradient norms of the step just made. Raises DivergedError for a loss not finite."""
+    metrics: dict[str, float] = {}
+    for label, update in measured.items():
+        metrics |= {f"{label}/{name}": value for name, value in run.engine.mean(update.terms).items()}
+        metrics |= {f"{name}/grad_norm": float(norm) for name, norm in update.norms.items()}
+        if not math.isfinite(loss := metrics[f"{label}/loss"]):
+            raise DivergedError(
+                f"step {run.step}: {label}/loss is {loss}; the checkpoints in {run.folder} are from before; "
+                "a lower lr or a clip may help"
+            )
+    return metrics
+
+
+def evaluate(run: Run) -> dict[str, float]:
+    """The system's metrics over every evaluation example, each once, on any number of ranks."""
+    assert run.evaluation is not None
+    terms = []
+    for micro, batch in evaluation_batches(run.evaluation):
+        key = (run.recipe.seed, "evaluate", micro.number)
+        logs = run.engine.run(run.system.evaluate, batch, key=key)
+        terms.append((0 if micro.idle else len(micro.indices), logs))
+    return {f"evaluate/{name}": value for name, value in run.engine.mean(terms).items()}
+
+
+def sample(run: Run) -> Iterator[Sampled]:
+    """Draw the system's samples and write each as a grid of pictures."""
+    source = run.evaluation or run.loader
+    _, batch = source.load(0)[0]
+    samples = run.engine.run(run.system.samples, batch, key=(run.recipe.seed, "sample"))
+    low, high = getattr(run.recipe.data, "range", (-1.0, 1.0))
+    pictures = {}
+    for name, values in samples.items():
+        path = run.folder / "samples" / f"step-{run.step:08d}-{name}.png"
+        pictures[name] = path
+        if run.engine.rank == 0:
+            path.parent.mkdir(exist_ok=True)
+            save_grid(values.detach().float().cpu().numpy(), path, low=low, high=high)
+    if pictures:
+        yield Sampled(run.step, pictures)
+
+
+def save(run: Run, evaluated: Mapping[str, float] | None) -> Path:
+    """Write a checkpoint, then delete those that need not stay."""
+    choice = run.recipe.checkpoint
+    if evaluated is not None and choice.best is not None and choice.best in evaluated:
+        value = evaluated[choice.best]
+        sign = 1 if choice.mode == "max" else -1
+        if run.best is None or sign * value > sign * run.best[1]:
+            run.best = (run.step, value)
+    path = write(
+        run.folder,
+        step=run.step,
+        engine=run.engine,
+        recipe=to_toml(run.recipe),
+        state=run.state(),
+        environment=run.environment,
+    )
+    if run.engine.rank == 0:
+        keep(path.parent, newest=choice.keep, best=[run.best[0]] if run.best else [])
+    return path
+
+
+class Clock:
+    """Examples a second since the last look, and the learning rates of the step."""
+
+    def __init__(self, step: int):
+        self.rates: dict[str, float] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin to count again: what was not training does not count."""
+        self.examples, self.since = 0, time.perf_counter()
+
+    def read(self) -> dict[str, float]:
+        """`model/lr` and `examples_per_second`, and begin to count again."""
+        speed = self.examples / max(time.perf_counter() - self.since, 1e-9)
+        self.restart()
+        return {f"{name}/lr": rate for name, rate in self.rates.items()} | {"examples_per_second": speed}
