@@ -202,8 +202,8 @@ def _default_config(environment: Mapping[str, str]) -> Path:
     """Return where `accelerate config` keeps the file that is read without --config_file."""
     cache = Path(environment.get("XDG_CACHE_HOME", "~/.cache"))
     folder = Path(environment.get("HF_HOME", cache / "huggingface")).expanduser() / "accelerate"
-    json = folder / "default_config.json"
-    return json if json.is_file() else folder / "default_config.yaml"
+    newer, older = folder / "default_config.yaml", folder / "default_config.json"
+    return older if older.is_file() and not newer.is_file() else newer
 
 
 def _read_settings(file: Path) -> dict[str, int]:
