@@ -24,7 +24,7 @@ Standing = dict[int, set[str]]  # step -> names of the values that stand in the 
 
 
 def find_logs(folder: Path, run_id: str) -> list[Path]:
-    """The files of every earlier life of the run, online or offline, oldest first."""
+    """The files of every earlier life of the run, online or offline."""
     files = folder.glob("*run-*/*.wandb")
     return sorted(file for file in files if file.stem == f"run-{run_id}" and not file.parent.is_symlink())
 
@@ -35,7 +35,7 @@ def wait_until_closed(logs: Sequence[Path], seconds: float) -> None:
     Raises `TimeoutError` if one of `logs` is open after `seconds`: then the run is alive elsewhere.
     """
     end = time.monotonic() + seconds
-    while open_log := _open_log(logs):
+    while logs and (open_log := _open_log(logs)):
         if time.monotonic() > end:
             raise TimeoutError(f"another process is still writing to {open_log}")
         time.sleep(0.05)
@@ -58,14 +58,15 @@ def read_standing(logs: Sequence[Path]) -> Standing:
     return standing
 
 
-def mend(logs: Sequence[Path]) -> None:
-    """Cut torn tails off, and set files aside that never got as far as naming their run.
+def mend(logs: Sequence[Path]) -> list[Path]:
+    """Cut torn tails off, and set files aside that never got as far as naming their run; return the others.
 
     At a torn tail `wandb sync` gives up on all later files of the run, and at a file that names
     no run it gives up on everything (core/internal/runsync/runsyncoperation.go).
     """
     from wandb.proto import wandb_internal_pb2
 
+    kept = []
     for log in logs:
         whole, names_its_run = 0, False
         for data, whole in read_records(log):  # noqa: B007, the last one counts
@@ -74,9 +75,12 @@ def mend(logs: Sequence[Path]) -> None:
                 names_its_run = record.HasField("run")
         if not names_its_run:
             log.rename(log.with_suffix(".torn"))
-        elif whole < log.stat().st_size:
+            continue
+        kept.append(log)
+        if whole < log.stat().st_size:
             with log.open("r+b") as file:
                 file.truncate(whole)
+    return kept
 
 
 def read_records(log: Path) -> Iterator[tuple[bytes, int]]:

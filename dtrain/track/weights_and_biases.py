@@ -6,6 +6,7 @@ next step begins, so an evaluation and its pictures stand in the row of their st
 A run may have been killed at any moment. Its earlier lives lie in files of their own, and W&B never
 reads them back, so this tracker does:
 - What they hold is not logged again: training is deterministic, a step trained twice tells the same.
+  Online, the server holds everything below its `starting_step`.
 - What they lost (wandb-core holds up to 15 s back, and loses it when its parent is killed) is filled
   in from `metrics.jsonl`, as far as `step`; what comes later is trained again. Without the jsonl
   tracker it stays lost.
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from wandb import Run
 
 ORPHAN_SECONDS = 20  # a killed run's wandb-core was measured to end after 3 s
+START_SECONDS = 30  # how long the start of a run waits for a server, before it goes offline
 UPLOAD_SECONDS = 120  # how long the end of a run waits for a server; `wandb sync` sends the rest
 
 Value = float | Path  # a number, or a PNG file
@@ -43,8 +45,8 @@ Work = SimpleQueue[tuple[int, Row] | int]  # a step and its row; in the end, the
 def open_wandb(run: RunInfo, step: int) -> Iterator[Observer]:
     """Log to the W&B run `run.id`: online if a key is configured, else into `run.folder/wandb`.
 
-    WANDB_MODE and W&B's other settings are W&B's to read. Never asks for a key; offline, nothing
-    touches the network.
+    Also offline if the server does not answer. WANDB_MODE and W&B's other settings are W&B's to
+    read. Never asks for a key; offline, nothing touches the network.
     """
     try:
         wandb_run, log = _open(run, step)
@@ -115,27 +117,13 @@ class _Collector:
 def _open(run: RunInfo, step: int) -> tuple["Run", Callable[[int, Row], None]]:
     import wandb
 
-    is_online = _settle_mode()
     logs = find_logs(run.folder / "wandb", run.id)
     wait_until_closed(logs, ORPHAN_SECONDS)
-    standing = {} if is_online else read_standing(logs)
-    mend(logs)
-    wandb_run = wandb.init(
-        id=run.id,
-        project=run.project,
-        name=run.name,
-        config=dict(run.config),
-        dir=str(run.folder),
-        resume="allow",
-        reinit="finish_previous",
-        settings=wandb.Settings(finish_timeout=UPLOAD_SECONDS),
-    )
+    logs = mend(logs)
+    wandb_run = _start(run)
+    standing = read_standing(logs) if wandb_run.offline else {}
     wandb_run.define_metric("step", hidden=True)
     wandb_run.define_metric("*", step_metric="step")
-    if wandb_run.resumed:  # only online: W&B restored the config of the earlier life
-        wandb_run.config.update(  # type: ignore[no-untyped-call]
-            dict(run.config), allow_val_change=True
-        )
 
     def log(step: int, row: Row) -> None:
         known = standing.get(step, ())
@@ -150,36 +138,67 @@ def _open(run: RunInfo, step: int) -> tuple["Run", Callable[[int, Row], None]]:
     return wandb_run, log
 
 
-def _settle_mode() -> bool:
-    """Go offline unless a key is configured, and return whether the run is online.
+def _start(run: RunInfo) -> "Run":
+    """Go online if a key is configured and the server answers, else offline.
 
-    For the whole process and not only for the run: wandb 0.31 reports telemetry over the network
-    every minute unless its global settings are offline, whatever `wandb.init(mode=...)` is told.
+    Offline is set for the whole process and not only for the run: wandb 0.31 reports telemetry over
+    the network every minute unless its global settings are offline, whatever `wandb.init` is told.
     """
     import wandb
     from wandb.sdk.lib import wbauth
 
-    settings = wandb.setup(wandb.Settings(silent=True, console="off", use_dot_wandb=False)).settings
-    if settings.mode in ("online", "run") and not wbauth.authenticate_session(
+    quiet = wandb.Settings(silent=True, console="off", use_dot_wandb=False)
+    offline = wandb.Settings(silent=True, console="off", use_dot_wandb=False, mode="offline")
+    settings = wandb.setup(quiet).settings
+    if settings.mode not in ("online", "run"):
+        return _init(run)
+    if wbauth.authenticate_session(
         host=settings.base_url, source="dtrain", prompt=False, update_session=False
     ):
-        settings = wandb.setup(wandb.Settings(mode="offline")).settings
-    return settings.mode in ("online", "run", "shared")
+        try:
+            return _init(run)
+        except wandb.Error as error:  # a node without a network, or a key that is refused
+            _say(f"{settings.base_url} does not take the run, so it is tracked offline ({error})")
+            wandb.teardown()
+    wandb.setup(offline)
+    return _init(run)
+
+
+def _init(run: RunInfo) -> "Run":
+    import wandb
+
+    patience = min(START_SECONDS, wandb.setup().settings.init_timeout)  # WANDB_INIT_TIMEOUT may lower it
+    wandb_run = wandb.init(
+        id=run.id,
+        project=run.project,
+        name=run.name,
+        config=dict(run.config),
+        dir=str(run.folder),
+        resume="allow",
+        reinit="finish_previous",
+        settings=wandb.Settings(init_timeout=patience, finish_timeout=UPLOAD_SECONDS),
+    )
+    if wandb_run.resumed:  # only online: W&B restored the config of the earlier life
+        wandb_run.config.update(dict(run.config), allow_val_change=True)  # type: ignore[no-untyped-call]
+    return wandb_run
 
 
 def _write(work: Work, log: Callable[[int, Row], None], finish: Callable[[int], None]) -> None:
+    """Log what comes until the exit code comes; after a failure, only take it, or it would pile up."""
     import wandb
 
+    todo = work.get()
     try:
-        while not isinstance(todo := work.get(), int):
+        while not isinstance(todo, int):
             log(*todo)
+            todo = work.get()
         finish(todo)
     except Exception as error:
         _warn(error)
         with suppress(Exception, SystemExit):  # or its exit hook prints a traceback
             wandb.teardown()
-        while not isinstance(work.get(), int):  # or they pile up
-            pass
+        while not isinstance(todo, int):
+            todo = work.get()
 
 
 def _rows_up_to(folder: Path, step: int) -> Iterator[tuple[int, Row]]:
@@ -203,5 +222,8 @@ def _ignore(event: Event) -> None:
 
 
 def _warn(error: Exception) -> None:
-    reason = f"{type(error).__name__}: {error}"
-    print(f"dtrain: Weights & Biases failed; training goes on without it ({reason})", file=sys.stderr)
+    _say(f"it failed, and training goes on without it ({type(error).__name__}: {error})")
+
+
+def _say(message: str) -> None:
+    print(f"dtrain: Weights & Biases: {message}", file=sys.stderr)
