@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Everything that must pass: form, lint, types, tests. DTRAIN_TEST_LONG=1 runs the long forms of tests.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export OMP_NUM_THREADS=1                  # a rank has one thread; two were 50 times slower on a busy machine
+bash ci/check.sh
+python -m pytest "$@"
