@@ -22,10 +22,10 @@ FUSED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COMMON = {"lr", "clip", "schedule"}
 
 
-def build_model(name: str, spec: Model, *, seed: int, packages: Sequence[str] | None = None) -> nn.Module:
+def build_model(name: str, spec: Model, *, seed: int, trust: Sequence[str] | None = None) -> nn.Module:
     """Build a model on the CPU with its first weights, float32.
 
-    Raises RecipeError if an imported one cannot be had; `packages`, if given, are all it may come from.
+    Raises RecipeError if an imported one cannot be had; for `trust` see `spec.imports.find`.
     """
     if isinstance(spec, ModelSpec):
         module: nn.Module = stack(spec.layers, spec.input)
@@ -37,7 +37,7 @@ def build_model(name: str, spec: Model, *, seed: int, packages: Sequence[str] | 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(seed, "weights", name))
         try:
-            module = find(spec.path, nn.Module, packages)(**spec.arguments)
+            module = find(spec.path, nn.Module, trust)(**spec.arguments)
         except (ImportPathError, TypeError, ValueError) as error:
             raise RecipeError(f"models.{name}", f"{spec.path}: {error}") from error
     if not isinstance(module, nn.Module):

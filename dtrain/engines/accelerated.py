@@ -1,6 +1,7 @@
 """One process or DDP, on CPUs and GPUs alike, by way of Accelerate."""
 
 import copy
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import SimpleNamespace
@@ -9,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from dtrain.backends.torch_backend import batch_norms, build_model, build_optimizer, named_tensors
@@ -46,6 +46,9 @@ class AcceleratedEngine:
         self.accelerator = accelerator
         self.device = accelerator.device
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        # cuDNN's convolutions otherwise round fp32 to tf32 in silence. torch makes the name at import.
+        torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        torch.backends.cudnn.deterministic = True  # or a resume gives other bits
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self.half = HALF.get(precision)
         self.needs_scaler = precision == "fp16"
@@ -79,36 +82,39 @@ class AcceleratedEngine:
     def update(self, update: Update, batches: Iterable[tuple[MicroBatch, Batch]]) -> Measured:
         names, shares = update.phase.updates, list(batches)
         scaler = self._scaler(update.phase.label)
-        kept = {n: [b.clone() for b in self.loose[n]] for n in self.bare if self.loose[n] and n not in names}
+        before = self._loose_values()
         terms: list[tuple[Any, Logs]] = []
         notes: dict[int, Notes] = {}
+        after: dict[str, list[Tensor]] = {}
         for place, (micro, arrays) in enumerate(shares):
             seed_generators(seed_of(*update.key, micro.number), self.device)
             examples = len(next(iter(arrays.values())))
             batch: Mapping[str, Tensor] = self._put(arrays)
+            self._put_back(before)
             if update.phase.prepare is not None:
-                self._train_only(())
-                with self._autocast():
-                    batch = update.phase.prepare(SimpleNamespace(**self.bare), batch, self.ops)
+                batch = self._prepare(update.phase.prepare, batch)
+                self._put_back(before)
             self._train_only(names)
             models = SimpleNamespace(**{**self.bare, **{name: self.wrapped[name] for name in names}})
             with self._synchronised(names, place == len(shares) - 1):
                 with self._autocast():
                     loss = update.phase.loss(models, batch, self.ops)
                 weight = 0.0 if micro.idle else examples if loss.weight is None else loss.weight
-                # DDP averages over ranks; what is wanted is the sum, over the weight of the whole update.
-                scaled = loss.value.to(self.dtype) * (weight * (self.world / update.size))
+                # An integer tensor over a Python number would be float32.
+                scaled = loss.value.to(self.dtype) * weight / update.size
                 (scaler.scale(scaled) if scaler else scaled).backward()
             terms.append((weight, {"loss": loss.value.detach(), **_detached(loss.terms)}))
             taken = take_notes([norm for name in names for norm in self.norms[name]])
             take_notes([norm for name in self.bare if name not in names for norm in self.norms[name]])
             notes[IDLE if micro.idle else micro.number] = taken
-        if loss.weight is not None:
-            self._rescale(names, terms, update.size)
+            after = after or self._loose_values()
+        total = update.size if loss.weight is None else self._total_weight(terms)
+        self._rescale(names, update.size / total)
         norms = self._step(names, update, scaler)
         norms_of_phase = [norm for name in names for norm in self.norms[name]]
         average_notes(norms_of_phase, notes, update.micro_batches, self.accelerator)
-        self._settle(names, kept)
+        self._put_back({**before, **{name: after[name] for name in names if name in after}})
+        self._settle(names)
         return Measured(terms, norms)
 
     def run(
@@ -129,6 +135,8 @@ class AcceleratedEngine:
     def mean(self, terms: Sequence[tuple[Any, Logs]]) -> dict[str, float]:
         names = list(terms[0][1]) if terms else []
         names = self.share(names) if self.world > 1 else names
+        if not names:  # a system that evaluates nothing
+            return {}
         sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=self.device)
         for weight, logs in terms:
             row = torch.stack([torch.as_tensor(logs[name], device=self.device).double() for name in names])
@@ -168,14 +176,28 @@ class AcceleratedEngine:
             self._copy_buffers(name)
 
     def share(self, value: Any) -> Any:
-        if self.world == 1:
-            return value
-        box = [value]
-        broadcast_object_list(box)
-        return box[0]
+        return self.gather(value if self.rank == 0 else None)[0]
 
     def gather(self, value: Any) -> list[Any]:
-        return list(gather_object([value])) if self.world > 1 else [value]
+        if self.world == 1:
+            return [value]
+        # As JSON: Accelerate's gather_object pickles, and to unpickle is to run what another rank sent.
+        text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+        sizes = self.accelerator.gather(torch.tensor([len(text)], device=self.device)).tolist()
+        row = torch.zeros(1, max(sizes), dtype=torch.uint8, device=self.device)
+        row[0, : len(text)] = torch.from_numpy(text.copy())
+        rows = self.accelerator.gather(row).cpu().numpy()  # (world, bytes)
+        return [json.loads(text[:size].tobytes()) for text, size in zip(rows, sizes, strict=True)]
+
+    def _prepare(
+        self, prepare: Callable[[Models, Mapping[str, Any], Ops], Logs], batch: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """What `prepare` makes of a micro-batch: it moves no statistics, and no gradient flows through it."""
+        self._train_only(())
+        with self._autocast():
+            prepared = prepare(SimpleNamespace(**self.bare), batch, self.ops)
+        take_notes([norm for norms in self.norms.values() for norm in norms])
+        return _detached(prepared)
 
     def _put(self, batch: Batch) -> dict[str, Tensor]:
         """Arrays on the device; fractions in the precision of the models."""
@@ -214,14 +236,21 @@ class AcceleratedEngine:
             self.bare[name].requires_grad_(True)
         self.trainable = names
 
-    def _rescale(self, names: Sequence[str], terms: Sequence[tuple[Any, Logs]], size: int) -> None:
-        """Divide by the weight that the whole update turned out to have, in place of its examples."""
+    def _total_weight(self, terms: Sequence[tuple[Any, Logs]]) -> Tensor:
         weights = [torch.as_tensor(w, dtype=torch.float64, device=self.device) for w, _ in terms]
         weight = torch.stack(weights).sum()
-        total = self.accelerator.reduce(weight, "sum") if self.world > 1 else weight
-        for name in names:
-            grads = [p.grad for p in self.parameters[name] if p.grad is not None]
-            torch._foreach_mul_(grads, (size / total).to(self.dtype))
+        return (self.accelerator.reduce(weight, "sum") if self.world > 1 else weight).to(self.dtype)
+
+    def _rescale(self, names: Sequence[str], factor: Tensor | float) -> None:
+        """Multiply the gradients by `factor`, and by the ranks over which DDP averaged where a sum is wanted.
+
+        Not in the loss: there fp16 would overflow the sooner the more ranks there are.
+        """
+        factor = factor * self.world
+        if isinstance(factor, Tensor) or factor != 1:
+            for name in names:
+                grads = [p.grad for p in self.parameters[name] if p.grad is not None]
+                torch._foreach_mul_(grads, factor)
 
     def _step(
         self, names: Sequence[str], update: Update, scaler: torch.amp.GradScaler | None
@@ -248,11 +277,20 @@ class AcceleratedEngine:
             scaler.update()
         return norms
 
-    def _settle(self, names: Sequence[str], kept: Mapping[str, Sequence[Tensor]]) -> None:
-        """Move the averages of the updated models, and undo what a forward moved in the others."""
-        for name, buffers in kept.items():
-            for buffer, before in zip(self.loose[name], buffers, strict=True):
-                buffer.copy_(before)
+    def _loose_values(self) -> dict[str, list[Tensor]]:
+        """The buffers that a forward may move (see `loose_buffers`), by model; copies.
+
+        Every micro-batch starts from those before the update, and those that micro-batch 0 leaves stay,
+        in the updated models: so they are the same for any size of micro-batches and number of ranks.
+        """
+        return {name: [buffer.clone() for buffer in own] for name, own in self.loose.items() if own}
+
+    def _put_back(self, values: Mapping[str, Sequence[Tensor]]) -> None:
+        for name, own in values.items():
+            torch._foreach_copy_(self.loose[name], list(own))
+
+    def _settle(self, names: Sequence[str]) -> None:
+        """Move the averages of the updated models."""
         for name in names:
             if self.world > 1:
                 for buffer in self.loose[name]:

@@ -67,9 +67,9 @@ class Engine(Protocol):
         ...
 
     def share(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
+        """Rank 0's value, on every rank; of what JSON holds."""
         ...
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank, by rank."""
+        """Every rank's value, on every rank, by rank; of what JSON holds."""
         ...

@@ -1,0 +1,99 @@
+"""What each process of a world runs: every case in turn, by dtrain's own loop, and notes of what came of it.
+
+python -m agreement.ranks FOLDER CASE...
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from agreement.cases import CASES, FROZEN, HALVES
+
+import dtrain
+from dtrain.engines.base import Engine
+from dtrain.engines.world import read_world
+from dtrain.events import Evaluated, Stepped
+from dtrain.loop import make_update
+from dtrain.recipe.load import from_table
+
+UNSTEADY = ("lr", "examples_per_second")  # in the events, but neither a loss nor a gradient norm
+
+
+def main(folder: Path, names: list[str]) -> None:
+    size = read_world(os.environ).size
+    for name in names:
+        with ready({**CASES, **HALVES}[name].recipe, folder, size) as run:
+            kept = {f"first:{key}": value for key, value in state(run.engine).items()}
+            kept |= {f"curve:{term}": values for term, values in curves(run).items()}
+            last = state(run.engine)
+            kept |= {f"last:{key}": value for key, value in last.items()}
+            ends = {"digests": run.engine.gather(digest(last)), **run.engine.scalars()}
+            if run.engine.rank == 0:
+                np.savez(folder / f"{size} {name}.npz", **kept)
+                (folder / f"{size} {name}.json").write_text(json.dumps(ends))
+    for name, recipe in FROZEN.items():
+        with ready(recipe, folder, size) as run:
+            seen = list(watch_updates(run))
+            if run.engine.rank == 0:
+                (folder / f"{size} {name} frozen.json").write_text(json.dumps(seen))
+
+
+def ready(recipe: dict[str, Any], folder: Path, size: int) -> dtrain.Run:
+    found = from_table(recipe, folder=folder, source="cases.py")
+    return dtrain.setup(found, runs=folder / f"runs-{size}", fresh=True)
+
+
+def curves(run: dtrain.Run) -> dict[str, np.ndarray]:
+    """Train to the end; every loss, term and gradient norm at every step, and the evaluation at the end."""
+    seen: dict[str, list[float]] = {}
+    for event in dtrain.train(run):
+        if isinstance(event, Stepped | Evaluated):
+            for term, value in event.metrics.items():
+                if term.rpartition("/")[2] not in UNSTEADY:
+                    seen.setdefault(term, []).append(value)
+    return {term: np.array(values) for term, values in seen.items()}
+
+
+def watch_updates(run: dtrain.Run, steps: int = 6) -> Iterator[dict[str, Any]]:
+    """Make updates as the loop does; of each, say which models it trains and which moved on any rank."""
+    number = 0
+    for step in range(steps):
+        for phase in run.system.phases():
+            for _ in range(0 if step % phase.every else phase.repeat):
+                before = state(run.engine)
+                rates = {name: run.recipe.optimizers[name].lr for name in phase.updates}
+                update = make_update(run, phase, number, rates, measure=False)
+                run.engine.update(update, run.loader.load(number))
+                after = state(run.engine)
+                moved = {
+                    key.split("/")[1]
+                    for key in before.keys() | after.keys()
+                    if key not in before or before[key].tobytes() != after[key].tobytes()
+                }
+                of_all = run.engine.gather(sorted(moved))
+                yield {"trains": phase.updates, "moved": sorted(set().union(*of_all))}
+                number += 1
+
+
+def state(engine: Engine) -> dict[str, np.ndarray]:
+    """A copy of every tensor, as `part/model/name`."""
+    return {f"{part}/{name}": tensor.cpu().numpy().copy() for part, name, tensor in engine.tensors()}
+
+
+def digest(tensors: dict[str, np.ndarray]) -> str:
+    total = hashlib.blake2b()
+    for name in sorted(tensors):
+        total.update(tensors[name].tobytes())
+    return total.hexdigest()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
+    from dtrain.engines.processes import leave
+
+    leave(0)
