@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dtrain.backends.torch_layers import RecordingBatchNorm, record_batch_norms, stack
+from dtrain.backends.torch_batch_norm import RecordingBatchNorm, record_batch_norms
+from dtrain.backends.torch_layers import stack
 from dtrain.errors import RecipeError
 from dtrain.spec.imports import ImportPathError, find
 from dtrain.spec.keys import seed_of

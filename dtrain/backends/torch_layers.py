@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dtrain.spec import blocks, layers
+from dtrain.backends.torch_batch_norm import RecordingBatchNorm
+from dtrain.spec import blocks, layers, spatial
 from dtrain.spec.initial import Shape
-from dtrain.spec.layers import Layer, spread
+from dtrain.spec.layers import Layer
+from dtrain.spec.spatial import spread
 
 L = TypeVar("L", bound=Layer)
 BUILDERS: dict[type[Layer], Callable[[Any, Shape], nn.Module]] = {}
@@ -63,16 +63,16 @@ def _(layer: layers.Linear, shape: Shape) -> nn.Module:
     return nn.Linear(shape[-1], layer.out, bias=layer.bias)
 
 
-@builds(layers.Conv)
-def _(layer: layers.Conv, shape: Shape) -> nn.Module:
+@builds(spatial.Conv)
+def _(layer: spatial.Conv, shape: Shape) -> nn.Module:
     axes = len(shape) - 1
     windows = {name: spread(getattr(layer, name), axes, name) for name in ("stride", "padding", "dilation")}
     kernel = spread(layer.kernel, axes, "kernel")
     return CONV[axes](shape[0], layer.out, kernel, groups=layer.groups, bias=layer.bias, **windows)
 
 
-@builds(layers.ConvTranspose)
-def _(layer: layers.ConvTranspose, shape: Shape) -> nn.Module:
+@builds(spatial.ConvTranspose)
+def _(layer: spatial.ConvTranspose, shape: Shape) -> nn.Module:
     axes = len(shape) - 1
     windows = {
         name: spread(getattr(layer, name), axes, name) for name in ("stride", "padding", "output_padding")
@@ -81,13 +81,13 @@ def _(layer: layers.ConvTranspose, shape: Shape) -> nn.Module:
     return CONV_TRANSPOSE[axes](shape[0], layer.out, kernel, groups=layer.groups, bias=layer.bias, **windows)
 
 
-@builds(layers.Upsample)
-def _(layer: layers.Upsample, shape: Shape) -> nn.Module:
+@builds(spatial.Upsample)
+def _(layer: spatial.Upsample, shape: Shape) -> nn.Module:
     return nn.Upsample(scale_factor=layer.factor, mode=layer.mode)
 
 
-@builds(layers.Pool)
-def _(layer: layers.Pool, shape: Shape) -> nn.Module:
+@builds(spatial.Pool)
+def _(layer: spatial.Pool, shape: Shape) -> nn.Module:
     if layer.mode == "global":
         return GlobalPool()
     axes = len(shape) - 1
@@ -183,57 +183,3 @@ class Residual(nn.Module):
         shortcut: Tensor = x if self.projection is None else self.projection(x)
         out: Tensor = self.layers(x)
         return shortcut + out
-
-
-class RecordingBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch normalisation that notes the statistics of each batch instead of averaging them at once.
-
-    The engine gathers the notes of all processes and averages them in the order of the
-    micro-batches, so that the running statistics are the same on any number of processes.
-    """
-
-    def __init__(self, channels: int, eps: float, momentum: float | None, **options: Any):
-        super().__init__(channels, eps, momentum, **options)
-        self.notes: list[Tensor] = []  # (2, channels) each: mean and unbiased variance of one batch
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        return None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
-        note = torch.zeros(2, self.num_features, dtype=self.note_dtype(x), device=x.device)
-        # With a momentum of 1, torch writes the batch's own statistics where the running ones stand.
-        out = F.batch_norm(x, note[0], note[1], self.weight, self.bias, True, 1.0, self.eps)
-        self.notes.append(note)
-        return out
-
-    def note_dtype(self, x: Tensor) -> torch.dtype:
-        """The precision in which statistics are kept: the module's own, else at least float32."""
-        return self.running_mean.dtype if self.running_mean is not None else torch.float32
-
-    @torch.no_grad()
-    def take_in(self, note: Tensor) -> None:
-        """Move the running statistics towards those of one batch."""
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked += 1
-        share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
-        self.running_mean.lerp_(note[0].to(self.running_mean), share)
-        self.running_var.lerp_(note[1].to(self.running_var), share)
-
-
-def record_batch_norms(module: nn.Module) -> nn.Module:
-    """Replace the batch normalisations of an imported model by recording ones, weights kept."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, RecordingBatchNorm):
-            options = {"affine": child.affine, "track_running_stats": child.track_running_stats}
-            own = RecordingBatchNorm(child.num_features, child.eps, child.momentum, **options)
-            own.load_state_dict(child.state_dict())
-            own.train(child.training)
-            setattr(module, name, own)
-        else:
-            record_batch_norms(child)
-    return module

@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dtrain.backends.torch_layers import RecordingBatchNorm
+from dtrain.backends.torch_batch_norm import RecordingBatchNorm
 
 IDLE = -1  # stands for the number of a micro-batch without weight
 Notes = list[list[Tensor]]  # of each normalisation, the statistics of each batch: (2, channels)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dtrain.spec.initial import Shape
-from dtrain.spec.layers import Conv, Layer, Linear, Parameter
+from dtrain.spec.layers import Layer, Linear, Parameter
+from dtrain.spec.spatial import Conv
 from dtrain.spec.table import Imported, OneOf, Positive, kind
 
 Layers = tuple[Annotated[Layer, OneOf(Layer)], ...]

@@ -4,21 +4,26 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
+OWN = (
+    "dtrain",
+    "torch",
+)  # of these, a recipe from elsewhere reaches nothing but classes of the kind it needs
+
 
 class ImportPathError(ValueError):
     """An import path names nothing, or something that may not be reached."""
 
 
-def find(path: str, base: type | None = None, packages: Sequence[str] | None = None) -> Any:
-    """Import what a path names.
+def find(path: str, base: type | None = None, trust: Sequence[str] | None = None) -> Any:
+    """Import what a path names: a class that derives from `base`, or a function.
 
-    `base`: the class that it must derive from. `packages`: the only packages it may come from, as
-    for a recipe that came with a checkpoint; then functions are refused too, whatever the package.
+    `trust` is for a recipe that came from elsewhere, as with a checkpoint: it names the packages that may
+    be imported from besides torch and dtrain. None trusts the recipe. Raises ImportPathError.
     """
     module, _, name = path.partition(":")
-    if packages is not None and module.split(".")[0] not in packages:
-        allowed = ", ".join(packages)
-        raise ImportPathError(f"{path!r} is not in a trusted package ({allowed}); trust it by name if you do")
+    package = module.partition(".")[0]
+    if trust is not None and package not in (*OWN, *trust):
+        raise ImportPathError(f"{path!r} is not in a trusted package; trust {package!r} by name if you do")
     try:
         found = importlib.import_module(module)
         for part in name.split("."):
@@ -29,6 +34,7 @@ def find(path: str, base: type | None = None, packages: Sequence[str] | None = N
     if not callable(found):
         raise ImportPathError(f"{path!r} is not a class or a function")
     is_fit = isinstance(found, type) and (base is None or issubclass(found, base))
-    if not is_fit and (packages is not None or (base is not None and isinstance(found, type))):
+    is_stranger = trust is not None and package not in trust
+    if not is_fit and (is_stranger or isinstance(found, type)):
         raise ImportPathError(f"{path!r} is not a {base.__name__ if base else 'class'}")
     return found

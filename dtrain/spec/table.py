@@ -24,7 +24,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 File = Annotated[Path, BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value)]
-Frozen = Annotated[Mapping[str, V], AfterValidator(lambda table: MappingProxyType(dict(table)))]
+Frozen = Annotated[Mapping[str, V], AfterValidator(lambda table: freeze(table))]
 
 KINDS: dict[type, dict[str, type]] = {}
 
@@ -40,6 +40,13 @@ class Table:
         schema = handler(source)
         _make_strict(schema)
         return schema
+
+
+def freeze(value: Any) -> Any:
+    """The same tables and arrays, unchangeable all the way down."""
+    if isinstance(value, Mapping):
+        return MappingProxyType({key: freeze(item) for key, item in value.items()})
+    return tuple(freeze(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

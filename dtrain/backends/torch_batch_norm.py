@@ -1,0 +1,61 @@
+"""Batch normalisation whose running statistics are the same on any number of processes."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RecordingBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation that notes the statistics of each batch instead of averaging them at once.
+
+    The engine gathers the notes of all processes and averages them in the order of the
+    micro-batches, so that the running statistics are the same on any number of processes.
+    """
+
+    def __init__(self, channels: int, eps: float, momentum: float | None, **options: Any):
+        super().__init__(channels, eps, momentum, **options)
+        self.notes: list[Tensor] = []  # (2, channels) each: mean and unbiased variance of one batch
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        return None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        note = torch.zeros(2, self.num_features, dtype=self.note_dtype(x), device=x.device)
+        # With a momentum of 1, torch writes the batch's own statistics where the running ones stand.
+        out = F.batch_norm(x, note[0], note[1], self.weight, self.bias, True, 1.0, self.eps)
+        self.notes.append(note)
+        return out
+
+    def note_dtype(self, x: Tensor) -> torch.dtype:
+        """The precision in which statistics are kept: the module's own, else at least float32."""
+        return self.running_mean.dtype if self.running_mean is not None else torch.float32
+
+    @torch.no_grad()
+    def take_in(self, note: Tensor) -> None:
+        """Move the running statistics towards those of one batch."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+        self.running_mean.lerp_(note[0].to(self.running_mean), share)
+        self.running_var.lerp_(note[1].to(self.running_var), share)
+
+
+def record_batch_norms(module: nn.Module) -> nn.Module:
+    """Replace the batch normalisations of an imported model by recording ones, weights kept."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, RecordingBatchNorm):
+            options = {"affine": child.affine, "track_running_stats": child.track_running_stats}
+            own = RecordingBatchNorm(child.num_features, child.eps, child.momentum, **options)
+            own.load_state_dict(child.state_dict())
+            own.train(child.training)
+            setattr(module, name, own)
+        else:
+            record_batch_norms(child)
+    return module
