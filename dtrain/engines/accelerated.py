@@ -60,7 +60,7 @@ class AcceleratedEngine:
         for name, spec in models.items():
             module = build_model(name, spec, seed=seed).to(self.device, self.dtype)
             self.bare[name] = self.wrapped[name] = module.train(name in optimizers)
-            if name in optimizers:
+            if name in optimizers and self.world > 1:  # alone it would do nothing, in a second
                 self.wrapped[name] = accelerator.prepare_model(module)
         self.parameters: dict[str, list[Tensor]] = {
             name: list(module.parameters()) for name, module in self.bare.items()
