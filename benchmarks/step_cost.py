@@ -2,8 +2,9 @@
 
     python benchmarks/step_cost.py
 
-The model is an MLP 784-64-10 at batch 32 on pictures in memory, where a step is about half a millisecond, so
-that what a framework adds shows. The loops take turns in one process, on one thread; the ratios are of medians.
+The model is an MLP 784-64-10 at batch 32 on pictures in memory, where a step is about half a millisecond,
+so that what a framework adds shows. The loops take turns in one process, on one thread; the ratios are of
+medians.
 """
 
 import os
@@ -25,16 +26,16 @@ import dtrain
 DATA = Path(__file__).parents[1] / "recipes/data/fashion-mnist-7k.npz"
 ROUNDS, STEPS = 15, 400
 
-RECIPE = f"""
+RECIPE = """
 name = "step-cost"
 [system]
 kind = "classifier"
 [models.classifier]
 input = [784]
 layers = [
-    {{ kind = "linear", out = 64 }},
-    {{ kind = "activation", function = "relu" }},
-    {{ kind = "linear", out = 10 }},
+    { kind = "linear", out = 64 },
+    { kind = "activation", function = "relu" },
+    { kind = "linear", out = 10 },
 ]
 [optimizers.classifier]
 kind = "adam"

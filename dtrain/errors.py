@@ -6,6 +6,8 @@ from collections.abc import Sequence
 class DtrainError(Exception):
     """Base of every error that is the user's to mend rather than ours."""
 
+    is_shared = True  # all ranks raise the same; where not, each that raises it says so itself
+
 
 class RecipeError(DtrainError):
     """One mistake in a recipe: `key` is the dotted TOML key, such as `optimizers.generator.lr`."""

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dtrain.checkpoint.write import keep, write
-from dtrain.data.loader import evaluation_batches
+from dtrain.data.loader import Loaded, evaluation_batches
 from dtrain.engines.base import Measured, Update
-from dtrain.errors import DivergedError
+from dtrain.errors import DataError, DivergedError, DtrainError
 from dtrain.events import Evaluated, Event, Finished, Sampled, Saved, Started, Stepped
 from dtrain.pictures import save_grid
 from dtrain.recipe.write import to_toml
-from dtrain.run import Run
+from dtrain.run import Run, agreed
 from dtrain.systems.base import Phase, updates_before
 
 
@@ -37,7 +37,7 @@ def train(run: Run) -> Iterator[Event]:
             rates = {name: run.recipe.optimizers[name].lr_at(run.step, run.total) for name in phase.updates}
             for _ in range(phase.repeat):
                 update = make_update(run, phase, updates, rates, measure=logs or saves)
-                measured[phase.label] = run.engine.update(update, run.loader.load(updates))
+                measured[phase.label] = run.engine.update(update, load(run, updates))
                 updates += 1
                 examples += update.size
             clock.rates |= rates
@@ -57,6 +57,15 @@ def train(run: Run) -> Iterator[Event]:
         if evaluated is not None or saves:
             clock.restart()
     yield Finished(run.step)
+
+
+def load(run: Run, update: int) -> Loaded:
+    """This rank's micro-batches of an update. Raises DataError, on this rank alone, if one cannot be read."""
+    try:
+        return run.loader.load(update)
+    except DataError as error:
+        error.is_shared = False
+        raise
 
 
 def due(period: int, step: int, is_last: bool) -> bool:
@@ -108,13 +117,18 @@ def sample(run: Run) -> Iterator[Sampled]:
     _, batch = source.load(0)[0]
     samples = run.engine.run(run.system.samples, batch, key=(run.recipe.seed, "sample"))
     low, high = getattr(run.recipe.data, "range", (-1.0, 1.0))
-    pictures = {}
-    for name, values in samples.items():
-        path = run.folder / "samples" / f"step-{run.step:08d}-{name}.png"
-        pictures[name] = path
-        if run.engine.rank == 0:
-            path.parent.mkdir(exist_ok=True)
-            save_grid(values.detach().float().cpu().numpy(), path, low=low, high=high)
+    folder = run.folder / "samples"
+    pictures = {name: folder / f"step-{run.step:08d}-{name}.png" for name in samples}
+
+    def draw() -> None:
+        for name, path in pictures.items() if run.engine.rank == 0 else ():
+            try:
+                folder.mkdir(exist_ok=True)
+                save_grid(samples[name].detach().float().cpu().numpy(), path, low=low, high=high)
+            except OSError as error:
+                raise DtrainError(f"{path} cannot be written: {error}") from None
+
+    agreed(run.engine, draw)
     if pictures:
         yield Sampled(run.step, pictures)
 

@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import tomli
+
 from dtrain.checkpoint.folders import Place, choose, lock
 from dtrain.checkpoint.read import all_tensors, open_checkpoint
 from dtrain.data.loader import Loader
@@ -19,7 +21,7 @@ from dtrain.data.order import Order, Sweep
 from dtrain.data.source import Examples
 from dtrain.engines.base import Engine
 from dtrain.engines.world import World, read_world
-from dtrain.errors import CheckpointError, DataError, DtrainError
+from dtrain.errors import CheckpointError, DataError, DtrainError, LaunchError, RecipeError
 from dtrain.recipe.fit import check_fields, check_shares
 from dtrain.recipe.values import Recipe
 from dtrain.recipe.write import encode, to_toml
@@ -27,6 +29,7 @@ from dtrain.systems.base import System, steps_for, updates_before
 from dtrain.track import RunInfo, open_trackers
 
 PATIENCE = timedelta(minutes=30)  # of a rank for a late one; evaluating and saving included
+OF_OTHER_RANKS = {kind.__name__: kind for kind in (CheckpointError, DataError, LaunchError)}
 
 
 @dataclass
@@ -130,15 +133,17 @@ def watch(run: Run) -> Iterator[Any]:
 
 
 def agreed(engine: Engine, action: Any) -> Any:
-    """Do something on every rank; if it fails on any, raise the first rank's error on all."""
+    """Do something on every rank; if it fails on any, raise on all: its own error, or the first rank's."""
     result, problem = None, None
     try:
         result = action()
     except DtrainError as error:
         problem = error
-    problems = [found for found in engine.gather(problem) if found is not None]
-    if problems:
-        raise problems[0]
+    said = engine.gather(None if problem is None else [type(problem).__name__, str(problem)])
+    if problem is not None:
+        raise problem
+    for kind, text in filter(None, said):
+        raise RecipeError("", text) if kind == "RecipeError" else OF_OTHER_RANKS.get(kind, DtrainError)(text)
     return result
 
 
@@ -165,7 +170,7 @@ def _open_data(recipe: Recipe) -> tuple[Examples, Examples | None]:
     source = recipe.evaluate.data or recipe.data
     try:
         return examples, open_examples(source, "evaluate", recipe.seed)
-    except DataError:
+    except (DataError, RecipeError):
         if recipe.every.evaluate or recipe.evaluate.data is not None or recipe.checkpoint.best is not None:
             raise
         return examples, None
@@ -176,22 +181,23 @@ def _sweep(examples: Examples, recipe: Recipe, engine: Engine) -> Loader:
 
 
 def _choose(run: Run, runs: Path, fresh: bool, resume: Path | None) -> Place:
-    def choice() -> Place | None:
+    def choice() -> list[str | None] | None:
         if run.engine.rank != 0:
             return None
         text = to_toml(run.recipe)
-        return choose(
+        place = choose(
             runs, name=run.recipe.name, recipe=text, last_step=run.total, fresh=fresh, resume=resume
         )
+        return [str(path) if path else None for path in (place.folder, place.checkpoint)]
 
-    place = run.engine.share(agreed(run.engine, choice))
-    assert isinstance(place, Place)
-    return place
+    folder, checkpoint = run.engine.share(agreed(run.engine, choice))
+    return Place(Path(folder), checkpoint and Path(checkpoint))
 
 
 def _restore(run: Run, path: Path) -> None:
     checkpoint = open_checkpoint(path)
     try:
+        _check_optimizers(run.recipe, tomli.loads(checkpoint.recipe)["optimizers"])
         run.engine.restore(all_tensors(checkpoint), checkpoint.state)
         run.step = checkpoint.step
         run.best = tuple(checkpoint.state["best"]) if checkpoint.state["best"] else None
@@ -199,6 +205,16 @@ def _restore(run: Run, path: Path) -> None:
         raise CheckpointError(f"{path} does not hold what this dtrain expects: {error!r}") from error
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+
+
+def _check_optimizers(recipe: Recipe, saved: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where another kind of optimizer left its state; shapes may agree even so."""
+    for name, table in encode(recipe.optimizers).items():
+        kind = saved[name]["kind"] if name in saved else table["kind"]
+        if kind != table["kind"]:
+            raise CheckpointError(
+                f"optimizers.{name} was {kind} when it was saved and is {table['kind']} now"
+            )
 
 
 def _environment(engine: Engine) -> dict[str, Any]:

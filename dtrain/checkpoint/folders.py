@@ -58,12 +58,18 @@ def choose(runs: Path, *, name: str, recipe: str, last_step: int, fresh: bool, r
 
 def lock(run: Path) -> IO[bytes]:
     """Hold a run until the returned file is closed. Raises CheckpointError if another process holds it."""
-    file = (run / ".lock").open("ab")
+    try:
+        file = (run / ".lock").open("ab")
+    except OSError as error:
+        raise CheckpointError(f"{run} cannot be locked: {error}") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.close()
         raise CheckpointError(f"{run} is being worked on by another process") from None
+    except OSError as error:
+        file.close()
+        raise CheckpointError(f"{run} cannot be locked: {error}") from None
     return file
 
 

@@ -6,13 +6,11 @@ from pathlib import Path
 import tomli
 from torch import nn
 
-from dtrain.backends.torch_backend import build_model
+from dtrain.backends.torch_backend import build_model, named_tensors
 from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
 from dtrain.engines.torch_state import restore_tensors
 from dtrain.errors import CheckpointError
 from dtrain.recipe.load import from_table
-
-TRUSTED = ("dtrain", "torch")
 
 
 def load_models(
@@ -27,7 +25,6 @@ def load_models(
     path = Path(path)
     inside = checkpoints_in(path)
     checkpoint = open_checkpoint(inside[-1] if inside else path)
-    packages = (*TRUSTED, *trust)
     table = tomli.loads(checkpoint.recipe)
     recipe = from_table(table, folder=checkpoint.path, source=str(checkpoint.path), imports=False)
     weights = checkpoint.tensors("models")
@@ -35,12 +32,12 @@ def load_models(
         weights |= checkpoint.tensors("averages")
     models = {}
     for name, spec in recipe.models.items():
-        module = build_model(name, spec, seed=recipe.seed, packages=packages)
+        module = build_model(name, spec, seed=recipe.seed, trust=trust)
         given = {key.partition("/")[2]: value for key, value in weights.items() if key.startswith(f"{name}/")}
         if recipe.train.precision == "fp64":
             module.double()
         try:
-            restore_tensors({name: module.state_dict()}, {name: given})
+            restore_tensors({name: named_tensors(module)}, {name: given})
         except CheckpointError as error:
             raise CheckpointError(f"{checkpoint.path}: {error}") from None
         models[name] = module.eval().requires_grad_(False)

@@ -48,16 +48,21 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises CheckpointError naming the file that is missing, cut short or altered.
     """
     manifest = unseal(path / MANIFEST)
-    for name, entry in manifest["files"].items():
+    try:
+        files = {name: (entry["size"], entry["hash"]) for name, entry in manifest["files"].items()}
+        list(manifest["tensors"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path / MANIFEST} is not one of dtrain's: {error!r}") from None
+    for name, (size, digest) in files.items():
         file = path / name
         if Path(name).name != name or file.is_symlink() or not file.is_file():
             raise CheckpointError(f"{file} is missing, or not a file of this checkpoint")
-        size = file.stat().st_size
-        if size != entry["size"]:
-            raise CheckpointError(f"{file} was cut short or altered: {size} bytes, not {entry['size']}")
-        if hash_of_file(file) != entry["hash"]:
+        found = file.stat().st_size
+        if found != size:
+            raise CheckpointError(f"{file} was cut short or altered: {found} bytes, not {size}")
+        if hash_of_file(file) != digest:
             raise CheckpointError(f"{file} was altered: its hash differs from the one in {MANIFEST}")
-    missing = [name for name in (RECIPE, STATE) if name not in manifest["files"]]
+    missing = [name for name in (RECIPE, STATE) if name not in files]
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}")
     state = json.loads((path / STATE).read_bytes())

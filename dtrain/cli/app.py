@@ -2,16 +2,18 @@
 
 import os
 import sys
+import traceback
+from typing import Any
 
-import click
 import typer
 
 from dtrain.cli.check import check
 from dtrain.cli.run import run
 from dtrain.cli.show import show
-from dtrain.errors import DtrainError
+from dtrain.errors import DtrainError, RecipeErrors
 
-MISTAKE, INTERRUPTED = 2, 130
+DEFECT, MISTAKE, INTERRUPTED = 1, 2, 130
+WrongUsage: Any = typer.BadParameter.__bases__[0]  # click's, wherever typer keeps it
 
 app = typer.Typer(
     help="Train systems of several models from one TOML recipe, on one device or many.",
@@ -40,19 +42,29 @@ def main(arguments: list[str]) -> int:
 def carry_out(arguments: list[str]) -> int:
     """Call the command and turn what it raises into words and an exit status."""
     try:
-        return int(app(arguments, prog_name="dtrain", standalone_mode=False) or 0)
+        code = int(app(arguments, prog_name="dtrain", standalone_mode=False) or 0)
+    except RecipeErrors as mistakes:
+        complain(str(mistakes), name="")
+        return MISTAKE
     except DtrainError as error:
-        complain(str(error))
+        complain(str(error), is_shared=error.is_shared)
         return MISTAKE
-    except click.ClickException as error:
-        complain(f"{error.format_message()}; dtrain --help says what there is")
+    except WrongUsage as error:
+        complain(f"{error.format_message().rstrip('.')}; dtrain --help says what there is")
         return MISTAKE
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception:  # ours to mend; the other ranks wait until this one has ended
+        traceback.print_exc()
+        return DEFECT
+    if code == INTERRUPTED:  # typer makes a status of Ctrl-C itself
         complain("interrupted; the same command carries on from the newest checkpoint")
-        return INTERRUPTED
+    return code
 
 
-def complain(message: str) -> None:
-    """Say a mistake on stderr, once for each machine: all of its ranks have found the same."""
+def complain(message: str, *, name: str = "dtrain: ", is_shared: bool = True) -> None:
+    """Say a mistake on stderr; one that all ranks share is said once on each machine."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"dtrain: {message}", file=sys.stderr, flush=True)
+        print(f"{name}{message}", file=sys.stderr, flush=True)
+    elif not is_shared:
+        print(f"{name}rank {os.environ.get('RANK')}: {message}", file=sys.stderr, flush=True)

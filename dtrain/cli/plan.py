@@ -73,14 +73,14 @@ def data_lines(recipe: Recipe, examples: Examples | None, processes: int) -> lis
     most = -(-count // processes)
     idle = most * processes - count
     lines = [
-        f"each update ({train.precision}): {train.batch_size} examples, {count} micro-batches of {train.micro}",
+        f"each update: {train.batch_size} examples, {count} micro-batches of {train.micro}",
         f"  on {processes} process{'es' * (processes > 1)}: {most} micro-batch{'es' * (most > 1)} each"
         + (f", {idle} process{'es' * (idle > 1)} one fewer" if idle else ""),
     ]
     length = f"{steps:,} steps" if steps is not None else f"{train.epochs} epochs"
     if examples is not None:
         length += f" over {len(examples):,} examples"
-    return [*lines, f"whole run: {length}"]
+    return [*lines, f"whole run: {length}, in {train.precision}"]
 
 
 def memory_lines(recipe: Recipe) -> list[str]:

@@ -23,11 +23,13 @@ def run(
     world = read_world(os.environ)
     tie_to_launcher(world)
 
-    from dtrain.loop import train
     from dtrain.recipe.load import load
+
+    loaded = load(recipe, overrides or ())  # a mistake is told before torch takes its seconds to come
+
+    from dtrain.loop import train
     from dtrain.run import setup, watch
 
-    loaded = load(recipe, overrides or ())
     precision = world.precision_of_launcher
     if precision not in ("no", loaded.train.precision) and world.rank == 0:
         print(
@@ -56,7 +58,7 @@ def _summarise(folder: Path, *, uses_wandb: bool) -> None:
     if grids:
         print(f"pictures    {_short(grids[-1])}")
     if uses_wandb:
-        for command in how_to_look(folder):
+        for command in how_to_look(Path(_short(folder))):
             print(f"look        {command}")
     sys.stdout.flush()
 

@@ -54,7 +54,8 @@ class Optimizers:
         entries: dict[str, dict[str, Any]] = {}
         for path, value in {**scalars["numbers"], **tensors}.items():
             name, _, key = path.rpartition("/")
-            entries.setdefault(name, {})[key] = value
+            # A copy, as what was read is a view of the file, which may change or go.
+            entries.setdefault(name, {})[key] = value.clone() if isinstance(value, Tensor) else value
         for model, optimizer in self.optimizers.items():
             known = [entries.pop(f"{model}/{name}", {}) for name in self.names[model]]
             state = {number: entry for number, entry in enumerate(known) if entry}

@@ -72,10 +72,18 @@ def _place(location: tuple[int | str, ...], table: Any) -> tuple[int | str, ...]
     return tuple(place)
 
 
+def _at(place: tuple[int | str, ...], table: Any) -> Any:
+    for part in place:
+        table = table[part]
+    return table
+
+
 def _message(cls: type, errors: list[ErrorDetails], place: tuple[int | str, ...], table: Any) -> str:
     error, found = errors[0], errors[0]["input"]
     context = error.get("ctx") or {}
     match error["type"]:
+        case "missing" if isinstance(error["loc"][-1], int):
+            return f"found {show(_at(place, table))}; {len(errors)} more would do"
         case "missing" | "missing_keyword_only_argument" | "missing_argument":
             return "required, but missing"
         case "unexpected_keyword_argument" | "extra_forbidden":
@@ -88,6 +96,9 @@ def _message(cls: type, errors: list[ErrorDetails], place: tuple[int | str, ...]
             return f"unknown kind {show(found)}; one of {', '.join(known)} would do{nearest(found, known)}"
         case "missing_kind" | "model_kind":
             return error["msg"]
+        case "too_long" | "too_short":
+            most = context.get("max_length", context.get("min_length"))
+            return f"found {show(found)}; {most} items would do"
         case "value_error":
             return str(context["error"])
         case "string_pattern_mismatch":

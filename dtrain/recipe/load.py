@@ -37,15 +37,17 @@ def from_table(
     source: str,
     said_here: Sequence[Place] = (),
     imports: bool = True,
-    packages: Sequence[str] | None = None,
 ) -> Recipe:
-    """Resolve, decode and check a table; `packages`, if given, are all that may be imported from."""
+    """Resolve, decode and check a table, whose relative paths are relative to `folder`.
+
+    `source` names it in errors; `said_here` are the places that the command line set.
+    """
     table, errors = resolve(table)
     table = _spread_star(table)
     recipe, found = decode(Recipe, table)
-    errors += found
+    errors += [error for error in found if "${" not in error.message]  # that was said already
     if recipe is not None and imports and isinstance(recipe.system, Imported):
-        system, found = _import_system(recipe.system, packages)
+        system, found = _import_system(recipe.system)
         errors += found
         recipe = dataclasses.replace(recipe, system=system or recipe.system)
     if recipe is not None and not errors:
@@ -68,12 +70,14 @@ def _spread_star(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _import_system(
-    imported: Imported, packages: Sequence[str] | None
+    imported: Imported,
 ) -> tuple[System | None, list[RecipeError]]:
     try:
-        cls = find(imported.path, System, packages)
+        cls = find(imported.path, System)
     except ImportPathError as error:
         return None, [RecipeError("system.kind", str(error))]
+    if not isinstance(cls, type):
+        return None, [RecipeError("system.kind", f"{imported.path!r} is not a System")]
     system, errors = decode(cls, imported.arguments)
     return system, [RecipeError(f"system.{error.key}".rstrip("."), error.message) for error in errors]
 

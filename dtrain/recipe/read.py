@@ -33,14 +33,23 @@ def override(table: dict[str, Any], overrides: Sequence[str]) -> list[Place]:
     The value is TOML; what is not is taken as a string. Raises RecipeError for a malformed one.
     """
     places = []
-    for text in overrides:
+    for text in sorted(overrides, key=lambda text: not text.startswith("optimizers.*.")):
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise RecipeError("", f"{text!r} is not an override; write key=value, as in train.steps=100")
         place = tuple(int(p) if p.isdigit() else p for p in re.split(r"[.\[]", key.strip().replace("]", "")))
+        _copy_star(table, place)
         _set(table, place, _value(value))
         places.append(place)
     return places
+
+
+def _copy_star(table: dict[str, Any], place: Place) -> None:
+    """Where "*" serves a model of whose optimizer one key is set, give it one of its own to set it in."""
+    match place, table:
+        case ("optimizers", str(name), _, *_), {"optimizers": {"*": star, **own}, "models": {**models}}:
+            if name in models and name not in own:
+                table["optimizers"][name] = copy.deepcopy(star)
 
 
 def _value(text: str) -> Any:

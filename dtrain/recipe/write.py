@@ -19,7 +19,7 @@ def encode(value: Any) -> Any:
         path, arguments = own.pop("path"), own.pop("arguments")
         return {"kind": path} | _present(own) | arguments
     if dataclasses.is_dataclass(value):
-        kind = getattr(value, "kind", "")
+        kind = vars(type(value)).get("kind", "")  # its own: a class derived from a kind is another
         if not kind and _is_family_member(value):
             kind = f"{type(value).__module__}:{type(value).__qualname__}"
         table = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}

@@ -1,0 +1,439 @@
+"""What a checkpoint is on disk: open to stock readers, without pickle, whole or absent, or refused."""
+
+import json
+import os
+import pickle
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import tomli
+import torch
+from accelerate.utils import gather_object
+from conftest import Said, cut_off, last_tensors, only_run, start, start_two, tensors_of
+from safetensors import safe_open
+
+import dtrain
+from dtrain.checkpoint.format import sealed
+from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
+from dtrain.checkpoint.write import assign
+from dtrain.cli.app import main
+from dtrain.errors import CheckpointError, DtrainError
+from dtrain.events import Evaluated
+
+Here = Callable[..., Said]
+
+
+@pytest.fixture
+def checkpoint(gan: Path, tmp_path: Path) -> Path:
+    """The checkpoint after 2 of the GAN's 8 steps, the newest of its run."""
+    return checkpoints_in(cut_off(gan, tmp_path / "runs", 2))[-1]
+
+
+def test_stock_readers_open_everything(checkpoint: Path) -> None:
+    names: dict[str, list[str]] = {}
+    for file in checkpoint.iterdir():
+        match file.suffix:
+            case ".safetensors":
+                with safe_open(file, framework="np") as opened:
+                    names[file.name.split("-")[0]] = sorted(opened.keys())
+            case ".json":
+                json.loads(file.read_text())
+            case ".toml":
+                assert tomli.loads(file.read_text())["train"]["batch_size"] == 8
+            case other:
+                pytest.fail(f"{file} is {other}")
+    weights = [f"discriminator/{n}.{part}" for n in (0, 4) for part in ("bias", "weight")]
+    weights += [f"generator/{n}.{part}" for n in (0, 2, 4) for part in ("bias", "weight")]
+    buffers = [f"generator/2.{name}" for name in ("num_batches_tracked", "running_mean", "running_var")]
+    assert names["models"] == sorted(weights + buffers)
+    assert names["averages"] == [name for name in weights if name.startswith("generator/")]
+    moments = ("exp_avg", "exp_avg_sq", "step")
+    kept = {"generator": moments, "discriminator": ("momentum_buffer",)}
+    of_optimizers = [f"{name}/{key}" for name in weights for key in kept[name.split("/")[0]]]
+    assert names["optimizers"] == sorted(of_optimizers)
+
+
+def test_the_manifest_lists_every_file_and_tensor_with_its_hash(checkpoint: Path) -> None:
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+
+    def hash_of(data: bytes) -> str:
+        return blake2b(data, digest_size=16).hexdigest()
+
+    assert manifest["files"] == {
+        file.name: {"size": file.stat().st_size, "hash": hash_of(file.read_bytes())}
+        for file in checkpoint.iterdir()
+        if file.name != "manifest.json"
+    }
+    tensors = tensors_of(checkpoint)
+    assert manifest["tensors"] == {name: hash_of(data) for name, (_, _, data) in tensors.items()}
+    checksum = manifest.pop("checksum")
+    assert checksum == hash_of(json.dumps(manifest, sort_keys=True, indent=1).encode())
+    assert manifest["environment"]["versions"]["torch"] == torch.__version__
+
+
+def test_models_load_with_their_averages_or_without(checkpoint: Path) -> None:
+    run = checkpoint.parent.parent
+    raw = safetensors.torch.load_file(next(checkpoint.glob("models-*")))
+    averages = safetensors.torch.load_file(next(checkpoint.glob("averages-*")))
+    for path in (checkpoint, run, str(run)):
+        models = dtrain.load_models(path)
+        assert list(models) == ["generator", "discriminator"]
+        for name, value in models["generator"].state_dict().items():
+            assert torch.equal(value, averages.get(f"generator/{name}", raw[f"generator/{name}"])), name
+    plain = dtrain.load_models(checkpoint, averages=False)
+    for name, model in plain.items():
+        assert not model.training
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, raw[f"{name}/{key}"])
+    assert plain["generator"](torch.zeros(2, 4)).shape == (2, 1, 8, 8)
+
+
+# --- no pickle ---
+
+
+class Refused:
+    """Stands for everything that unpickles."""
+
+    def __init__(self, *_: Any, **__: Any):
+        raise RuntimeError("somebody unpickles")
+
+
+def refuse_pickle() -> None:
+    """Put `Refused` wherever a module keeps one of the ways to unpickle, or torch.load."""
+    ways = {id(way) for way in (pickle.load, pickle.loads, pickle.Unpickler, pickle._Unpickler, torch.load)}
+    for module in list(sys.modules.values()):
+        for name, value in list(vars(module).items()):
+            if id(value) in ways:
+                setattr(module, name, Refused)
+
+
+def train_resume_and_load(arguments: list[str]) -> int:
+    """Without pickle: train a checkpoint's run to its end, and another of its own; load its models."""
+    recipe, run, runs = map(Path, arguments)
+    refuse_pickle()
+    with pytest.raises(RuntimeError, match="somebody unpickles"):
+        pickle.loads(b"")
+    with dtrain.setup(dtrain.load(recipe), runs=runs, resume=run) as ready:
+        assert ready.step == 2
+        for _ in dtrain.train(ready):
+            pass
+        if ready.engine.world > 1:
+            with pytest.raises(RuntimeError, match="somebody unpickles"):
+                gather_object([1])  # how Accelerate's ranks talk: seen here if it were used
+    assert dtrain.load_models(run)["generator"](torch.zeros(1, 4)).shape == (1, 1, 8, 8)
+    return main(["run", str(recipe), "train.steps=2", "--runs", str(runs), "--fresh"])
+
+
+def test_nothing_unpickles_on_one_process_or_two(checkpoint: Path, gan: Path, tmp_path: Path) -> None:
+    run = checkpoint.parent.parent
+    shutil.copytree(run, tmp_path / "copy")
+    alone = start(gan, run, tmp_path / "1", log=tmp_path / "log", action=train_resume_and_load)
+    assert alone.end() == 0, alone.said
+    both = start_two(
+        gan, tmp_path / "copy", tmp_path / "2", log=tmp_path / "log2", action=train_resume_and_load
+    )
+    assert [life.end() for life in both] == [0, 0], [life.said for life in both]
+
+
+# --- damage ---
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_refused(checkpoint: Path, recipe: Path, here: Here, *words: str) -> None:
+    """Opened, resumed from or loaded: one message with these words, exit status 2, nothing deleted."""
+    before = listing(checkpoint)
+    for use in (open_checkpoint, dtrain.load_models):
+        with pytest.raises(CheckpointError) as caught:
+            use(checkpoint)
+        assert all(word in str(caught.value) for word in words), str(caught.value)
+    said = here("run", recipe, "--runs", checkpoint.parents[3])
+    assert said.code == 2
+    assert said.errors.count("\n") == 1
+    assert said.errors.startswith("dtrain: ")
+    assert all(word in said.errors for word in words), said.errors
+    assert listing(checkpoint) == before
+
+
+FILES = ("models", "optimizers", "averages", "state.json", "recipe.toml", "manifest.json")
+
+
+def file_of(checkpoint: Path, name: str) -> Path:
+    (file,) = checkpoint.glob(f"{name}*")
+    return file
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_named(checkpoint: Path, gan: Path, dtrain_here: Here, name: str) -> None:
+    file = file_of(checkpoint, name)
+    whole = file.read_bytes()
+    for place in (0, len(whole) // 2, len(whole) - 1):
+        altered = bytearray(whole)
+        altered[place] ^= 1
+        file.write_bytes(altered)
+        with pytest.raises(CheckpointError, match=file.name):
+            open_checkpoint(checkpoint)
+    assert_refused(checkpoint, gan, dtrain_here, str(file))
+    file.write_bytes(whole[:-1])
+    assert_refused(checkpoint, gan, dtrain_here, str(file) if name != "manifest.json" else file.name)
+    file.unlink()
+    missing = ("is not a checkpoint: it has no manifest.json",) if name == "manifest.json" else (str(file),)
+    assert_refused(checkpoint, gan, dtrain_here, *missing)
+    file.symlink_to(file.with_name("elsewhere"))
+    file.with_name("elsewhere").write_bytes(whole)
+    if name != "manifest.json":
+        assert_refused(checkpoint, gan, dtrain_here, str(file), "not a file of this checkpoint")
+
+
+def replace_tensors(checkpoint: Path, part: str, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Change the tensors of a part as somebody would who can also write the manifest."""
+    file = file_of(checkpoint, part)
+    tensors = safetensors.torch.load_file(file)
+    change(tensors)
+    safetensors.torch.save_file(tensors, file)
+    reseal(checkpoint, lambda manifest: manifest["files"].update({file.name: entry_of(file)}))
+
+
+def entry_of(file: Path) -> dict[str, Any]:
+    return {"size": file.stat().st_size, "hash": blake2b(file.read_bytes(), digest_size=16).hexdigest()}
+
+
+def reseal(checkpoint: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    del manifest["checksum"]
+    change(manifest)
+    (checkpoint / "manifest.json").write_bytes(sealed(manifest))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda manifest: manifest.update(format=2), "has format 2; this dtrain reads format 1"),
+        (lambda manifest: manifest.pop("files"), "manifest.json"),
+        (lambda manifest: manifest.update(files=[]), "manifest.json"),
+        (lambda manifest: manifest["files"].pop("state.json"), "lacks state.json"),
+        (lambda manifest: manifest["files"].update({"../x": {"size": 0, "hash": ""}}), "not a file of this"),
+        (lambda manifest: manifest["files"]["state.json"].pop("hash"), "manifest.json"),
+    ],
+    ids=["later format", "no files", "files of another form", "no state", "file elsewhere", "no hash"],
+)
+def test_a_sealed_but_strange_manifest_is_refused(
+    checkpoint: Path, gan: Path, dtrain_here: Here, change: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    reseal(checkpoint, change)
+    assert_refused(checkpoint, gan, dtrain_here, words)
+
+
+def test_a_manifest_that_does_not_list_the_tensors_is_refused(
+    checkpoint: Path, gan: Path, dtrain_here: Here
+) -> None:
+    replace_tensors(checkpoint, "models", lambda tensors: tensors.pop("generator/0.bias"))
+    said = dtrain_here("run", gan, "--runs", checkpoint.parents[3])
+    assert (said.code, said.errors.count("\n")) == (2, 1)
+    assert "models hold other tensors than manifest.json lists" in said.errors
+
+
+def test_the_checkpoint_of_another_recipe_is_refused(
+    checkpoint: Path, classifier: Path, gan: Path, tmp_path: Path, dtrain_here: Here
+) -> None:
+    wider = "models.discriminator.layers[0].out=5"
+    cases = [
+        (classifier, [], "missing classifier/0.bias"),
+        (gan, [wider], "discriminator/0.bias is (4,), not (5,)"),
+        (
+            gan,
+            ['optimizers.generator.kind="sgd"'],
+            "optimizers.generator was adam when it was saved and is sgd",
+        ),
+        (
+            gan,
+            ["averages.discriminator.decay=0.9"],
+            "averages do not fit the recipe: missing discriminator/0",
+        ),
+    ]
+    for recipe, overrides, words in cases:
+        before = listing(checkpoint)
+        said = dtrain_here("run", recipe, *overrides, "--runs", tmp_path / "new", "--resume", checkpoint)
+        assert (said.code, said.errors.count("\n")) == (2, 1), said.errors
+        assert str(checkpoint) in said.errors
+        assert words in said.errors
+        assert listing(checkpoint) == before
+
+
+def test_a_mistake_that_one_rank_finds_is_said_once_on_two(gan: Path, tmp_path: Path) -> None:
+    run = cut_off(gan, tmp_path / "runs", 2)
+    file = file_of(checkpoints_in(run)[-1], "optimizers")
+    file.write_bytes(file.read_bytes()[:-1])
+    lives = start_two("run", gan, "--runs", tmp_path / "runs", log=tmp_path / "log")
+    assert [life.end() for life in lives] == [2, 2]
+    assert [life.said for life in lives] == [
+        f"dtrain: {file} was cut short or altered: {file.stat().st_size} bytes, "
+        f"not {file.stat().st_size + 1}\n",
+        "",
+    ]
+
+
+# --- a full disk ---
+
+WIDE = '{ kind = "linear", out = 400 }, { kind = "linear", out = 32 }'
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("mounting a small disk is not permitted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def fill(disk: Path, spare: int) -> Path:
+    """Take all of a disk but `spare` bytes."""
+    filling = disk / "filling"
+    filling.write_bytes(bytes(shutil.disk_usage(disk).free - spare))
+    return filling
+
+
+@pytest.mark.parametrize("spare", [0, 24 << 10, 60 << 10], ids=lambda spare: f"{spare} bytes left")
+def test_a_full_disk_is_said_and_the_run_goes_on_once_there_is_room(
+    gan: Path, small_disk: Path, tmp_path: Path, dtrain_here: Here, spare: int
+) -> None:
+    run = cut_off(gan, small_disk, 2)
+    filling = fill(small_disk, spare)
+    said = dtrain_here("run", gan, "checkpoint.keep=3", "--runs", small_disk)
+    assert said.code == 2, said.errors
+    assert said.errors.count("\n") == 1
+    assert "No space left on device" in said.errors
+    assert str(run) in said.errors
+    whole = [open_checkpoint(path) for path in run.glob("checkpoints/*")]
+    assert whole
+    assert not any(run.glob(".partial/*"))
+    filling.unlink()
+    assert dtrain_here("run", gan, "checkpoint.keep=3", "--runs", small_disk).code == 0
+    assert dtrain_here("run", gan, "--runs", tmp_path / "alone").code == 0
+    assert last_tensors(only_run(small_disk)) == last_tensors(only_run(tmp_path / "alone"))
+
+
+def with_small_files(arguments: list[str]) -> int:
+    """Carry out a command where no file may grow beyond 6 kB: a full disk as every system has it."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6 << 10, 6 << 10))
+    return main(arguments)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_save_that_fails_leaves_the_earlier_ones(gan: Path, tmp_path: Path, processes: int) -> None:
+    text = gan.read_text().replace('{ kind = "linear", out = 32 }', WIDE)
+    gan.write_text(text.replace('kinds = ["jsonl"]', "kinds = []"))
+    run = cut_off(gan, tmp_path / "runs", 2)
+    before = last_tensors(run)
+    begin = start if processes == 1 else start_two
+    lives = begin("run", gan, "--runs", tmp_path / "runs", log=tmp_path / "log", action=with_small_files)
+    lives = (lives,) if processes == 1 else lives
+    assert [life.end() for life in lives] == [2] * processes, [life.said for life in lives]
+    said = lives[0].said.splitlines()
+    assert said[0].startswith("carrying on from")
+    assert len(said) == 2
+    assert f"{run}/checkpoints/step-00000004 cannot be written" in said[1]
+    assert "File too large" in said[1]
+    assert "earlier checkpoints are untouched" in said[1]
+    assert [path.name for path in checkpoints_in(run)] == ["step-00000002"]
+    assert last_tensors(run) == before
+    assert not any(run.glob(".partial/*"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_is_said(gan: Path, tmp_path: Path, dtrain_here: Here) -> None:
+    (tmp_path / "runs").mkdir(mode=0o500)
+    said = dtrain_here("run", gan, "--runs", tmp_path / "runs")
+    assert (said.code, said.errors.count("\n")) == (2, 1)
+    assert "cannot be made" in said.errors
+
+
+def test_a_file_in_the_place_of_a_folder_is_said(gan: Path, tmp_path: Path, dtrain_here: Here) -> None:
+    (tmp_path / "runs").write_text("")
+    said = dtrain_here("run", gan, "--runs", tmp_path / "runs")
+    assert (said.code, said.errors.count("\n")) == (2, 1)
+    assert str(tmp_path / "runs") in said.errors
+    run = cut_off(gan, tmp_path / "more", 2)
+    (run / "samples").write_text("")  # where pictures would go
+    said = dtrain_here("run", gan, "--runs", tmp_path / "more")
+    assert (said.code, said.errors.count("\n")) == (2, 1)
+    assert f"{run}/samples/step-00000008-generator.png cannot be written" in said.errors
+
+
+# --- which checkpoints stay, and who writes what ---
+
+
+@pytest.mark.parametrize(("newest", "mode"), [(1, "min"), (2, "max"), (10, "min")])
+def test_the_newest_and_the_best_checkpoints_stay(gan: Path, tmp_path: Path, newest: int, mode: str) -> None:
+    overrides = [f"checkpoint.keep={newest}", f'checkpoint.mode="{mode}"', "every.evaluate=2"]
+    losses: dict[int, float] = {}
+    with dtrain.setup(dtrain.load(gan, overrides), runs=tmp_path / "runs") as run:
+        for event in dtrain.train(run):
+            if isinstance(event, Evaluated):
+                losses[event.step] = event.metrics["evaluate/loss"]
+    best = (min if mode == "min" else max)(losses, key=lambda step: losses[step])
+    kept = sorted({best, *sorted(losses)[-newest:]})
+    assert [path.name for path in checkpoints_in(run.folder)] == [f"step-{step:08d}" for step in kept]
+    assert open_checkpoint(checkpoints_in(run.folder)[-1]).state["best"] == [best, losses[best]]
+
+
+def test_the_best_so_far_is_remembered_over_a_resume(gan: Path, tmp_path: Path, dtrain_here: Here) -> None:
+    command = ["run", gan, "checkpoint.keep=1", "every.evaluate=2"]
+    assert dtrain_here(*command, "--runs", tmp_path / "alone").code == 0
+    cut_off(gan, tmp_path / "runs", 4, *map(str, command[2:]))
+    assert dtrain_here(*command, "--runs", tmp_path / "runs").code == 0
+    kept = [[path.name for path in checkpoints_in(only_run(tmp_path / each))] for each in ("alone", "runs")]
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_the_ranks_share_the_writing_evenly(world: int) -> None:
+    sizes = {f"model/{n}": 4 * (n * n % 37 + 1) for n in range(50)}
+    owners = assign(sizes, world)
+    loads = [sum(sizes[name] for name, owner in owners.items() if owner == rank) for rank in range(world)]
+    assert owners.keys() == sizes.keys()
+    assert max(loads) - min(loads) <= max(sizes.values())
+    assert assign(dict(reversed(sizes.items())), world) == owners  # the same on every rank
+
+
+@pytest.mark.parametrize("path", ["mine:Net", "torch.nn:Linear"])
+def test_models_of_a_checkpoint_are_imported_from_trusted_packages_alone(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    (tmp_path / "mine.py").write_text("import torch\nclass Net(torch.nn.Linear):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    np.savez(tmp_path / "features.npz", image=np.zeros((20, 4), np.float32), label=np.arange(20) % 3)
+    before, _, after = classifier.read_text().partition("input = [1, 8, 8]")
+    model = f'kind = "{path}"\nin_features = 4\nout_features = 3\n'
+    text = before + model + after[after.index("\n[optimizers") :]
+    classifier.write_text(text.replace("pictures.npz", "features.npz"))
+    run = cut_off(classifier, tmp_path / "runs", 2)
+    if path == "mine:Net":
+        monkeypatch.delitem(sys.modules, "mine")
+        with pytest.raises(DtrainError, match="'mine:Net' is not in a trusted package"):
+            dtrain.load_models(run)
+        assert "mine" not in sys.modules
+    model = dtrain.load_models(run, trust=("mine",))["classifier"]
+    assert model(torch.zeros(2, 4)).shape == (2, 3)
+    raw = safetensors.torch.load_file(file_of(checkpoints_in(run)[-1], "models"))
+    assert torch.equal(model.weight, raw["classifier/weight"])

@@ -1,0 +1,253 @@
+"""A run that was cut off goes on by itself and ends with the bits of one left alone; which run goes on."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import (
+    Life,
+    Said,
+    cut_off,
+    last_tensors,
+    metrics_of,
+    only_run,
+    start,
+    start_two,
+    tensors_of,
+)
+
+import dtrain
+from dtrain.checkpoint.folders import lock
+from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
+from dtrain.errors import CheckpointError
+from dtrain.events import Started
+
+KILLS = 20 if "DTRAIN_TEST_LONG" in os.environ else 6
+Here = Callable[..., Said]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to kill: some seconds after a step is logged, or at the next sight of a file being saved."""
+
+    step: int
+    seconds: float
+    in_save: bool
+
+
+def draw_moments(count: int, last: int, seed: int) -> list[Moment]:
+    """Moments in order; every other one inside a save."""
+    draw = random.Random(seed)
+    steps = sorted(draw.randint(1, last) for _ in range(count))
+    return [Moment(step, draw.uniform(0, 0.02), number % 2 == 1) for number, step in enumerate(steps)]
+
+
+def kill_at(moment: Moment, lives: Sequence[Life], runs: Path) -> None:
+    """Wait for the moment, then kill all processes at once."""
+
+    def wait(condition: Callable[[], bool]) -> None:
+        until = time.monotonic() + 120
+        while not condition():
+            assert time.monotonic() < until
+            assert all(life.process.is_alive() for life in lives), [life.said for life in lives]
+            time.sleep(0.0005)
+
+    wait(lambda: steps_logged(runs) >= moment.step)
+    if moment.in_save:
+        wait(lambda: any(runs.glob("*/*/.partial/*/*")))
+    else:
+        time.sleep(moment.seconds)
+    for life in lives:
+        life.process.kill()
+    assert [life.end() for life in lives] == [-signal.SIGKILL] * len(lives)
+
+
+def steps_logged(runs: Path) -> int:
+    return max((file.read_bytes().count(b"\n") for file in runs.glob("*/*/metrics.jsonl")), default=0)
+
+
+def assert_same_run(run: Path, alone: Path) -> None:
+    """The same checkpoints with the same bits, and the same metrics, each step once."""
+    assert [path.name for path in checkpoints_in(run)] == [path.name for path in checkpoints_in(alone)]
+    for path in checkpoints_in(run):
+        assert tensors_of(path) == tensors_of(alone / "checkpoints" / path.name), path.name
+    metrics = metrics_of(run)
+    assert metrics == metrics_of(alone)
+    trained = [step for step, values in metrics if "generator/loss" in values]
+    assert trained == list(range(1, trained[-1] + 1))
+    first, second = (open_checkpoint(checkpoints_in(each)[-1]).state for each in (run, alone))
+    assert {**first, "run": ""} == {**second, "run": ""}
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_left_alone(
+    gan: Path, tmp_path: Path, dtrain_here: Here
+) -> None:
+    command = ["run", gan, "train.steps=32", "every.save=3"]
+    assert dtrain_here(*command, "--runs", tmp_path / "alone").code == 0
+    runs, log = tmp_path / "runs", tmp_path / "log"
+    for moment in draw_moments(KILLS, last=22, seed=5):
+        kill_at(moment, [start(*command, "--runs", runs, log=log)], runs)
+        for checkpoint in only_run(runs).glob("checkpoints/*"):
+            open_checkpoint(checkpoint)
+    life = start(*command, "--runs", runs, log=log)
+    assert life.end() == 0, life.said
+    assert "carrying on from" in life.said
+    assert_same_run(only_run(runs), only_run(tmp_path / "alone"))
+    assert not any((only_run(runs) / ".partial").iterdir())
+
+
+def test_two_processes_killed_at_once_end_with_the_bits_of_two_left_alone(gan: Path, tmp_path: Path) -> None:
+    command = ["run", gan, "train.steps=16"]
+    alone = start_two(*command, "--runs", tmp_path / "alone", log=tmp_path / "log-alone")
+    assert [life.end() for life in alone] == [0, 0], [life.said for life in alone]
+    runs, log = tmp_path / "runs", tmp_path / "log"
+    for moment in (Moment(3, 0.01, False), Moment(7, 0, True)):
+        kill_at(moment, start_two(*command, "--runs", runs, log=log), runs)
+        for checkpoint in only_run(runs).glob("checkpoints/*"):
+            open_checkpoint(checkpoint)
+    lives = start_two(*command, "--runs", runs, log=log)
+    assert [life.end() for life in lives] == [0, 0], [life.said for life in lives]
+    assert_same_run(only_run(runs), only_run(tmp_path / "alone"))
+
+
+def restore_and_go_on(arguments: list[str]) -> int:
+    """Resume a run on every rank; 0 if what was restored has the checkpoint's bits and the run then ends."""
+    recipe, run = map(Path, arguments)
+    with dtrain.setup(dtrain.load(recipe), resume=run) as ready:
+        own = {
+            f"{part}/{name}": (str(tensor.dtype), tuple(tensor.shape), tensor.numpy().tobytes())
+            for part, name, tensor in ready.engine.tensors()
+        }
+        assert ready.place.checkpoint is not None
+        same = own == tensors_of(ready.place.checkpoint)
+        for _ in dtrain.train(ready):
+            pass
+    return 0 if same and ready.step == ready.total else 1
+
+
+def test_a_run_goes_on_on_another_number_of_processes_from_the_same_bits(gan: Path, tmp_path: Path) -> None:
+    run = cut_off(gan, tmp_path / "runs", 4)
+    lives = start_two(gan, run, log=tmp_path / "log", action=restore_and_go_on)
+    assert [life.end() for life in lives] == [0, 0], [life.said for life in lives]
+    saved_by_two = checkpoints_in(run)[-1]
+    assert open_checkpoint(saved_by_two).manifest["environment"]["world"] == 2
+    assert len(list(saved_by_two.glob("models-*-of-00002.safetensors"))) == 2
+    # The reverse: what two saved, one takes up; a longer recipe makes it a run of its own.
+    longer = gan.with_name("longer.toml")
+    longer.write_text(gan.read_text().replace("steps = 8", "steps = 10"))
+    assert restore_and_go_on([str(longer), str(run)]) == 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp64", "bf16", "fp16"])
+def test_every_precision_resumes_with_the_same_bits(
+    classifier: Path, tmp_path: Path, dtrain_here: Here, precision: str
+) -> None:
+    command = ["run", classifier, f'train.precision="{precision}"', 'optimizers.classifier.kind="sgd"']
+    command += ["optimizers.classifier.momentum=0.9"]
+    assert dtrain_here(*command, "--runs", tmp_path / "alone").code == 0
+    cut_off(classifier, tmp_path / "runs", 4, *map(str, command[2:]))  # 3 steps are an epoch
+    assert "carrying on" in dtrain_here(*command, "--runs", tmp_path / "runs").out
+    run, alone = only_run(tmp_path / "runs"), only_run(tmp_path / "alone")
+    assert last_tensors(run) == last_tensors(alone)
+    scales = open_checkpoint(checkpoints_in(run)[-1]).state["loss_scales"]
+    assert scales == open_checkpoint(checkpoints_in(alone)[-1]).state["loss_scales"]
+    assert set(scales) == ({"classifier"} if precision == "fp16" else set())
+
+
+def started(recipe: Path, runs: Path, *overrides: str, **options: Path | bool) -> tuple[Path, int]:
+    """The folder of the run that is chosen, and the step from which it starts; it goes no further."""
+    with dtrain.setup(dtrain.load(recipe, overrides), runs=runs, **options) as run:
+        event = next(iter(dtrain.train(run)))
+    assert isinstance(event, Started)
+    return run.folder, event.step
+
+
+def test_the_newest_run_of_the_recipe_that_was_cut_off_goes_on(gan: Path, tmp_path: Path) -> None:
+    run = cut_off(gan, tmp_path, 4)
+    assert started(gan, tmp_path) == (run, 4)
+    (gan.parent / "moved.toml").write_text(gan.read_text() + "\n# the same but for a comment\n")
+    assert started(gan.parent / "moved.toml", tmp_path) == (run, 4)
+
+
+def test_a_run_cut_off_before_its_first_checkpoint_begins_again_in_its_folder(
+    gan: Path, tmp_path: Path
+) -> None:
+    run, step = started(gan, tmp_path)
+    assert step == 0
+    assert started(gan, tmp_path) == (run, 0)
+
+
+def test_what_a_cut_off_life_had_begun_to_write_is_cleared(gan: Path, tmp_path: Path) -> None:
+    run = cut_off(gan, tmp_path, 2)
+    partial = run / ".partial" / "step-00000004"
+    partial.mkdir(parents=True)
+    (partial / "models-00001-of-00001.safetensors").write_bytes(b"half of")
+    assert started(gan, tmp_path) == (run, 2)
+    assert not partial.exists()
+
+
+def test_another_run_begins_where_none_is_to_be_carried_on(
+    gan: Path, tmp_path: Path, dtrain_here: Here
+) -> None:
+    cut = cut_off(gan, tmp_path / "cut", 4)
+    cases = {
+        "--fresh": lambda: started(gan, tmp_path / "cut", fresh=True),
+        "another folder of runs": lambda: started(gan, tmp_path / "elsewhere"),
+        "a changed recipe": lambda: started(gan, tmp_path / "cut", "optimizers.generator.lr=1e-4"),
+        "another name": lambda: started(gan, tmp_path / "cut", 'name="other"'),
+    }
+    for case, begin in cases.items():
+        folder, step = begin()
+        assert (folder != cut, step) == (True, 0), case
+    assert dtrain_here("run", gan, "--runs", tmp_path / "done").code == 0
+    finished = only_run(tmp_path / "done")
+    folder, step = started(gan, tmp_path / "done")
+    assert (folder != finished, step) == (True, 0)
+
+
+def test_a_run_that_is_worked_on_is_left_alone(gan: Path, tmp_path: Path, dtrain_here: Here) -> None:
+    run = cut_off(gan, tmp_path, 4)
+    with lock(run):
+        folder, step = started(gan, tmp_path)
+        assert (folder != run, step) == (True, 0)
+        said = dtrain_here("run", gan, "--runs", tmp_path, "--resume", run)
+        assert (said.code, said.errors) == (2, f"dtrain: {run} is being worked on by another process\n")
+        with pytest.raises(CheckpointError, match="is being worked on by another process"):
+            lock(run)
+    assert started(gan, tmp_path, resume=run) == (run, 4)
+
+
+def test_resume_names_a_run_or_a_checkpoint(gan: Path, tmp_path: Path, dtrain_here: Here) -> None:
+    run = cut_off(gan, tmp_path / "first", 4)
+    early, late = checkpoints_in(run)
+    assert started(gan, tmp_path / "runs", resume=late) == (run, 4)
+    assert started(gan, tmp_path / "runs", resume=run) == (run, 4)
+    branch, step = started(gan, tmp_path / "runs", resume=early)  # what came after it stays as it is
+    assert (branch.parent, step) == (tmp_path / "runs" / "tiny-gan", 2)
+    assert checkpoints_in(run) == [early, late]
+    longer, step = started(gan, tmp_path / "longer", "train.steps=12", resume=run)
+    assert (longer != run, step) == (True, 4)
+
+    assert dtrain_here("run", gan, "--runs", tmp_path / "alone").code == 0
+    assert dtrain_here("run", gan, "--runs", tmp_path / "branch", "--resume", early).code == 0
+    ends = [last_tensors(only_run(tmp_path / runs)) for runs in ("alone", "branch")]
+    assert ends[0] == ends[1]
+    nowhere = dtrain_here("run", gan, "--resume", tmp_path / "nowhere")
+    assert nowhere.code == 2
+    assert (
+        nowhere.errors == f"dtrain: {tmp_path / 'nowhere'} is neither a checkpoint nor a run that has one\n"
+    )
+
+
+def test_a_finished_run_resumed_by_name_ends_at_once(gan: Path, tmp_path: Path, dtrain_here: Here) -> None:
+    assert dtrain_here("run", gan, "train.steps=2", "--runs", tmp_path).code == 0
+    run = only_run(tmp_path)
+    before = last_tensors(run), metrics_of(run)
+    said = dtrain_here("run", gan, "train.steps=2", "--runs", tmp_path, "--resume", run)
+    assert said.code == 0
+    assert (last_tensors(only_run(tmp_path)), metrics_of(run)) == before
