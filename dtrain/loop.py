@@ -2,15 +2,17 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from dtrain.checkpoint.write import keep, write
-from dtrain.data.loader import Loaded, evaluation_batches
+from dtrain.data.loader import evaluation_batches
 from dtrain.engines.base import Measured, Update
-from dtrain.errors import DataError, DivergedError, DtrainError
+from dtrain.errors import DivergedError, DtrainError, RecipeError
 from dtrain.events import Evaluated, Event, Finished, Sampled, Saved, Started, Stepped
 from dtrain.pictures import save_grid
+from dtrain.recipe.decode import nearest
 from dtrain.recipe.write import to_toml
 from dtrain.run import Run, agreed
 from dtrain.systems.base import Phase, updates_before
@@ -23,49 +25,52 @@ def train(run: Run) -> Iterator[Event]:
     checkpoint cannot be written; what was saved before stays.
     """
     phases, every = run.system.phases(), run.recipe.every
+    labels = distinct(phase.label for phase in phases)
     updates = updates_before(phases, run.step)
-    clock = Clock(run.step)
+    clock = Clock()
+    measured: dict[str, Measured] = {}  # the latest update of each phase
     yield Started(run.step, run.total, run.recipe.train.batch_size)
     while run.step < run.total:
         done, is_last = run.step + 1, run.step + 1 == run.total
         logs, saves = due(every.log, done, is_last), due(every.save, done, is_last)
-        measured: dict[str, Measured] = {}
-        examples = 0
-        for phase in phases:
+        evaluates = run.evaluation is not None and due(every.evaluate, done, is_last)
+        for label, phase in zip(labels, phases, strict=True):
             if run.step % phase.every:
                 continue
             rates = {name: run.recipe.optimizers[name].lr_at(run.step, run.total) for name in phase.updates}
             for _ in range(phase.repeat):
-                update = make_update(run, phase, updates, rates, measure=logs or saves)
-                measured[phase.label] = run.engine.update(update, load(run, updates))
+                # One that is not of every step may be the latest when its turn to be logged comes.
+                measures = logs or saves or evaluates or phase.every > 1
+                update = make_update(run, phase, updates, rates, measure=measures)
+                measured[label] = run.engine.update(update, run.loader.load(updates))
                 updates += 1
-                examples += update.size
+                clock.examples += update.size
             clock.rates |= rates
         run.step = done
-        clock.examples += examples
-        metrics = measure(run, measured) if logs or saves else {}
+        metrics = measure(run, measured) if logs or saves or evaluates else {}
         yield Stepped(done, {**metrics, **clock.read()} if logs else {})
 
-        evaluated = None
-        if run.evaluation is not None and due(every.evaluate, done, is_last):
+        if evaluates:
             evaluated = evaluate(run)
+            saves = take_best(run, evaluated) or saves
             yield Evaluated(done, evaluated)
-        if due(every.sample, done, is_last):
+        if samples := due(every.sample, done, is_last):
             yield from sample(run)
         if saves:
-            yield Saved(done, save(run, evaluated))
-        if evaluated is not None or saves:
+            yield Saved(done, save(run))
+        if evaluates or samples or saves:
             clock.restart()
     yield Finished(run.step)
 
 
-def load(run: Run, update: int) -> Loaded:
-    """This rank's micro-batches of an update. Raises DataError, on this rank alone, if one cannot be read."""
-    try:
-        return run.loader.load(update)
-    except DataError as error:
-        error.is_shared = False
-        raise
+def distinct(names: Iterable[str]) -> list[str]:
+    """The same names, with a number behind those that came before: two phases may train one model."""
+    counts: Counter[str] = Counter()
+    found = []
+    for name in names:
+        counts[name] += 1
+        found.append(name if counts[name] == 1 else f"{name}-{counts[name]}")
+    return found
 
 
 def due(period: int, step: int, is_last: bool) -> bool:
@@ -87,17 +92,39 @@ def make_update(run: Run, phase: Phase, number: int, rates: Mapping[str, float],
 
 
 def measure(run: Run, measured: Mapping[str, Measured]) -> dict[str, float]:
-    """Losses, terms and gradient norms of the step just made. Raises DivergedError for a loss not finite."""
+    """Losses, terms and gradient norms. Raises DivergedError where a loss or a norm is no finite number."""
     metrics: dict[str, float] = {}
     for label, update in measured.items():
-        metrics |= {f"{label}/{name}": value for name, value in run.engine.mean(update.terms).items()}
-        metrics |= {f"{name}/grad_norm": float(norm) for name, norm in update.norms.items()}
-        if not math.isfinite(loss := metrics[f"{label}/loss"]):
-            raise DivergedError(
-                f"step {run.step}: {label}/loss is {loss}; the checkpoints in {run.folder} are from before; "
-                "a lower lr or a clip may help"
-            )
+        terms = {f"{label}/{name}": value for name, value in run.engine.mean(update.terms).items()}
+        norms = {f"{name}/grad_norm": float(norm) for name, norm in update.norms.items()}
+        # A scaled fp16 gradient may overflow: then the update was skipped, and the scale falls.
+        checked = {f"{label}/loss": terms[f"{label}/loss"]} | (
+            {} if run.recipe.train.precision == "fp16" else norms
+        )
+        for name, value in checked.items():
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"step {run.step}: {name} is {value}; the checkpoints in {run.folder} are from before; "
+                    "a lower lr or a clip may help"
+                )
+        metrics |= terms | norms
     return metrics
+
+
+def take_best(run: Run, evaluated: Mapping[str, float]) -> bool:
+    """Note an evaluation that is the best so far. Raises RecipeError if it lacks the metric of choice."""
+    choice = run.recipe.checkpoint
+    if choice.best is None:
+        return False
+    if choice.best not in evaluated:
+        there = ", ".join(evaluated) or "nothing"
+        near = nearest(choice.best, evaluated)
+        raise RecipeError("checkpoint.best", f'"{choice.best}" is not evaluated; there is {there}{near}')
+    value, sign = evaluated[choice.best], 1 if choice.mode == "max" else -1
+    is_best = math.isfinite(value) and (run.best is None or sign * value > sign * run.best[1])
+    if is_best:
+        run.best = (run.step, value)
+    return is_best
 
 
 def evaluate(run: Run) -> dict[str, float]:
@@ -116,9 +143,13 @@ def sample(run: Run) -> Iterator[Sampled]:
     source = run.evaluation or run.loader
     _, batch = source.load(0)[0]
     samples = run.engine.run(run.system.samples, batch, key=(run.recipe.seed, "sample"))
-    low, high = getattr(run.recipe.data, "range", (-1.0, 1.0))
+    low, high = source.examples.range
     folder = run.folder / "samples"
-    pictures = {name: folder / f"step-{run.step:08d}-{name}.png" for name in samples}
+    pictures = {
+        name: folder / f"step-{run.step:08d}-{name}.png"
+        for name, values in samples.items()
+        if values.ndim in (3, 4)
+    }
 
     def draw() -> None:
         for name, path in pictures.items() if run.engine.rank == 0 else ():
@@ -133,14 +164,8 @@ def sample(run: Run) -> Iterator[Sampled]:
         yield Sampled(run.step, pictures)
 
 
-def save(run: Run, evaluated: Mapping[str, float] | None) -> Path:
+def save(run: Run) -> Path:
     """Write a checkpoint, then delete those that need not stay."""
-    choice = run.recipe.checkpoint
-    if evaluated is not None and choice.best is not None and choice.best in evaluated:
-        value = evaluated[choice.best]
-        sign = 1 if choice.mode == "max" else -1
-        if run.best is None or sign * value > sign * run.best[1]:
-            run.best = (run.step, value)
     path = write(
         run.folder,
         step=run.step,
@@ -150,14 +175,14 @@ def save(run: Run, evaluated: Mapping[str, float] | None) -> Path:
         environment=run.environment,
     )
     if run.engine.rank == 0:
-        keep(path.parent, newest=choice.keep, best=[run.best[0]] if run.best else [])
+        keep(run.folder, newest=run.recipe.checkpoint.keep, best=[run.best[0]] if run.best else [])
     return path
 
 
 class Clock:
     """Examples a second since the last look, and the learning rates of the step."""
 
-    def __init__(self, step: int):
+    def __init__(self) -> None:
         self.rates: dict[str, float] = {}
         self.restart()
 

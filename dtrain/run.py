@@ -13,8 +13,9 @@ from typing import Any
 
 import tomli
 
-from dtrain.checkpoint.folders import Place, choose, lock
-from dtrain.checkpoint.read import all_tensors, open_checkpoint
+from dtrain.checkpoint.folders import Place, choose
+from dtrain.checkpoint.format import folder_name
+from dtrain.checkpoint.read import all_tensors, checkpoints_in, open_checkpoint
 from dtrain.data.loader import Loader
 from dtrain.data.opening import open_examples
 from dtrain.data.order import Order, Sweep
@@ -25,7 +26,7 @@ from dtrain.errors import CheckpointError, DataError, DtrainError, LaunchError, 
 from dtrain.recipe.fit import check_fields, check_shares
 from dtrain.recipe.values import Recipe
 from dtrain.recipe.write import encode, to_toml
-from dtrain.systems.base import System, steps_for, updates_before
+from dtrain.systems.base import System, steps_for
 from dtrain.track import RunInfo, open_trackers
 
 PATIENCE = timedelta(minutes=30)  # of a rank for a late one; evaluating and saving included
@@ -48,8 +49,9 @@ class Run:
     place: Place
     total: int  # steps
     environment: Mapping[str, Any]  # versions, device and world, for the manifest
+    data: Mapping[str, Any]  # how many examples of what shapes; a resume needs the same
     step: int = 0
-    best: tuple[int, float] | None = None
+    best: tuple[int, float] | None = None  # step and value
     resources: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -58,14 +60,9 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds besides tensors."""
-        updates = updates_before(self.system.phases(), self.step)
-        return {
-            "step": self.step,
-            "updates": updates,
-            "best": self.best,
-            "run": self.place.id,
-            **self.engine.scalars(),
-        }
+        choice = self.recipe.checkpoint
+        best = None if self.best is None else {"metric": choice.best, "mode": choice.mode, "at": self.best}
+        return {"step": self.step, "best": best, "data": self.data, **self.engine.scalars()}
 
     def close(self) -> None:
         """Free the devices, leave the other processes in good order, unlock the run's folder."""
@@ -95,7 +92,9 @@ def setup(
     world = world or read_world(os.environ)
     with ExitStack() as stack:
         engine = stack.enter_context(_open_engine(recipe, world))
-        examples, evaluation = agreed(engine, lambda: _open_data(recipe))
+        # One process of each machine first: a dataset that downloads itself does so once.
+        opened = agreed(engine, lambda: _open_data(recipe) if world.local_rank == 0 else None)
+        examples, evaluation = agreed(engine, lambda: opened or _open_data(recipe))
         system = recipe.system
         assert isinstance(system, System)
         order = Order(len(examples), recipe.train.batch_size, recipe.train.micro, recipe.seed)
@@ -113,10 +112,12 @@ def setup(
             place=Place(Path(), None),
             total=recipe.train.steps or steps_for(system.phases(), updates),
             environment=_environment(engine),
+            data={
+                "examples": len(examples),
+                "fields": {name: list(f.shape) for name, f in examples.fields.items()},
+            },
         )
-        run.place = _choose(run, Path(runs), fresh, None if resume is None else Path(resume))
-        if engine.rank == 0:
-            stack.enter_context(lock(run.folder))
+        run.place = stack.enter_context(_choose(run, Path(runs), fresh, resume))
         if run.place.checkpoint is not None:
             agreed(engine, lambda: _restore(run, run.place.checkpoint))
         run.resources = stack.pop_all()
@@ -137,7 +138,7 @@ def agreed(engine: Engine, action: Any) -> Any:
     result, problem = None, None
     try:
         result = action()
-    except DtrainError as error:
+    except Exception as error:  # whatever it is, the other ranks wait to hear of it
         problem = error
     said = engine.gather(None if problem is None else [type(problem).__name__, str(problem)])
     if problem is not None:
@@ -154,7 +155,7 @@ def _open_engine(recipe: Recipe, world: World) -> Iterator[Engine]:
     from dtrain.engines.processes import join
 
     with join(world, PATIENCE) as accelerator:
-        yield AcceleratedEngine(
+        engine = AcceleratedEngine(
             accelerator,
             models=recipe.models,
             optimizers=recipe.optimizers,
@@ -162,6 +163,10 @@ def _open_engine(recipe: Recipe, world: World) -> Iterator[Engine]:
             precision=recipe.train.precision,
             seed=recipe.seed,
         )
+        try:
+            yield engine
+        finally:
+            engine.close()
 
 
 def _open_data(recipe: Recipe) -> tuple[Examples, Examples | None]:
@@ -169,7 +174,9 @@ def _open_data(recipe: Recipe) -> tuple[Examples, Examples | None]:
     check_fields(recipe, examples)
     source = recipe.evaluate.data or recipe.data
     try:
-        return examples, open_examples(source, "evaluate", recipe.seed)
+        evaluation = open_examples(source, "evaluate", recipe.seed)
+        check_fields(recipe, evaluation)
+        return examples, evaluation
     except (DataError, RecipeError):
         if recipe.every.evaluate or recipe.evaluate.data is not None or recipe.checkpoint.best is not None:
             raise
@@ -180,31 +187,57 @@ def _sweep(examples: Examples, recipe: Recipe, engine: Engine) -> Loader:
     return Loader(examples, Sweep(len(examples), recipe.train.micro), engine.rank, engine.world)
 
 
-def _choose(run: Run, runs: Path, fresh: bool, resume: Path | None) -> Place:
-    def choice() -> list[str | None] | None:
-        if run.engine.rank != 0:
-            return None
-        text = to_toml(run.recipe)
-        place = choose(
-            runs, name=run.recipe.name, recipe=text, last_step=run.total, fresh=fresh, resume=resume
-        )
-        return [str(path) if path else None for path in (place.folder, place.checkpoint)]
+@contextmanager
+def _choose(run: Run, runs: Path, fresh: bool, resume: str | Path | None) -> Iterator[Place]:
+    """Rank 0's choice of a run, on every rank; rank 0 holds its lock."""
+    with ExitStack() as stack:
 
-    folder, checkpoint = run.engine.share(agreed(run.engine, choice))
-    return Place(Path(folder), checkpoint and Path(checkpoint))
+        def choice() -> list[str | None]:
+            if run.engine.rank != 0:
+                return []
+            place, lock = choose(
+                runs,
+                name=run.recipe.name,
+                recipe=to_toml(run.recipe),
+                last_step=run.total,
+                fresh=fresh,
+                resume=None if resume is None else Path(resume),
+            )
+            stack.enter_context(lock)
+            return [str(path) if path else None for path in (place.folder, place.checkpoint)]
+
+        folder, checkpoint = run.engine.share(agreed(run.engine, choice))
+        yield Place(Path(folder), checkpoint and Path(checkpoint))
 
 
 def _restore(run: Run, path: Path) -> None:
-    checkpoint = open_checkpoint(path)
     try:
+        checkpoint = open_checkpoint(path)
         _check_optimizers(run.recipe, tomli.loads(checkpoint.recipe)["optimizers"])
+        saved = checkpoint.state["data"]
+        if saved != run.data:
+            raise CheckpointError(f"it was trained on {saved}, but the data is {run.data} now")
+        if checkpoint.step >= run.total and run.folder not in path.parents:
+            raise CheckpointError(f"it has done {checkpoint.step} steps, and the recipe asks for {run.total}")
         run.engine.restore(all_tensors(checkpoint), checkpoint.state)
         run.step = checkpoint.step
-        run.best = tuple(checkpoint.state["best"]) if checkpoint.state["best"] else None
+        run.best = _best_of(run, checkpoint.state["best"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not hold what this dtrain expects: {error!r}") from error
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        older = [found for found in checkpoints_in(path.parent.parent) if found.name < path.name]
+        hint = f"; an older one is {older[-1]}, which --resume takes" if older else ""
+        place = "" if str(path) in str(error) else f"{path}: "
+        raise CheckpointError(f"{place}{error}{hint}") from None
+
+
+def _best_of(run: Run, saved: Mapping[str, Any] | None) -> tuple[int, float] | None:
+    """The best so far, if it was chosen as this recipe chooses and its checkpoint is one of this run's."""
+    choice = run.recipe.checkpoint
+    if saved is None or (saved["metric"], saved["mode"]) != (choice.best, choice.mode):
+        return None
+    step, value = saved["at"]
+    return (step, value) if (run.folder / "checkpoints" / folder_name(step)).is_dir() else None
 
 
 def _check_optimizers(recipe: Recipe, saved: Mapping[str, Any]) -> None:

@@ -198,9 +198,9 @@ def test_items_that_will_not_do_are_named(name, message):
 @pytest.mark.parametrize(
     ("path", "arguments", "message"),
     [
-        ("no_such_module:Items", {}, "no_such_module cannot be imported .*; is it installed?"),
-        ("user_data:Itms", {}, "user_data has no Itms; did you mean Items?"),
-        ("user_data:constant", {}, "failed with arguments .*not callable"),
+        ("no_such_module:Items", {}, "cannot import .*no_such_module.*; is it installed?"),
+        ("user_data:Itms", {}, "cannot import 'user_data:Itms': .*; did you mean 'Items'?"),
+        ("user_data:constant", {}, "'user_data:constant' is not a class or a function"),
         ("user_data:Items", {"kinds": "table"}, r"failed with arguments \(kinds\): TypeError: .*'kinds'"),
         ("user_data:Items", {"kind": "table", "count": 0}, "has no examples for train"),
         ("user_data:failing", {}, "FileNotFoundError: no such folder: data"),

@@ -48,8 +48,8 @@ def test_classes_are_numbered_by_name(animals):
     examples = Images(path=animals, size=8, evaluate_fraction=0.0).open("train", 0)
     assert examples.classes == ("ant", "bee", "cat")
     np.testing.assert_array_equal(examples.fetch(np.arange(60), 0)["label"], np.repeat([0, 1, 2], 20))
-    assert examples.fields["image"] == ((3, 8, 8), np.dtype(np.float32))
-    assert examples.fields["label"] == ((), np.dtype(np.int64))
+    assert examples.fields["image"] == ((3, 8, 8), np.dtype(np.float32), None)
+    assert examples.fields["label"] == ((), np.dtype(np.int64), 3)
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 20), (20, 40), (5, 9), (7, 7)])

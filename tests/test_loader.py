@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -60,9 +61,9 @@ def same(ours, theirs):
 
 
 def children():
-    """Processes that this one started, without the one in which Python itself tracks resources."""
-    found = psutil.Process().children(recursive=True)
-    return [child for child in found if "resource_tracker" not in " ".join(child.cmdline())]
+    """The data workers that this process started, and no other test's processes."""
+    workers = {child.pid for child in active_children() if child.name == "dtrain data worker"}
+    return [child for child in psutil.Process().children() if child.pid in workers]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -189,7 +190,7 @@ def test_killing_the_trainer_leaves_no_worker(seconds):
     program = (
         "import time; from test_loader import Loader, Noise, ORDER\n"
         f"with Loader(Noise(2, seconds={seconds}), ORDER, 0, 1) as loader:\n"
-        "    if not loader._examples.seconds: loader.load(0)\n"
+        "    if not loader.examples.seconds: loader.load(0)\n"
         "    else: [worker.ask(ORDER.share(0, 0, 1)[0].indices, 0) for worker in loader._workers]\n"
         "    print('loaded', flush=True)\n"
         "    time.sleep(60)"

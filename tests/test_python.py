@@ -8,7 +8,7 @@ import torch
 from conftest import cut_off, last_tensors, metrics_of
 
 import dtrain
-from dtrain.checkpoint.folders import is_locked
+from dtrain.checkpoint.folders import try_lock
 from dtrain.checkpoint.read import open_checkpoint
 from dtrain.events import Evaluated, Finished, Sampled, Saved, Started, Stepped
 
@@ -46,7 +46,7 @@ def test_events_come_in_the_order_in_which_things_happen(gan: Path, tmp_path: Pa
         (Started, 0),
         (Stepped, 1),
         *((Stepped, 2), (Saved, 2)),
-        *((Stepped, 3), (Evaluated, 3)),
+        *((Stepped, 3), (Evaluated, 3), (Saved, 3)),  # the first evaluation is the best so far
         *((Stepped, 4), (Sampled, 4), (Saved, 4)),
         *((Stepped, 5), (Evaluated, 5), (Sampled, 5), (Saved, 5)),
         (Finished, 5),
@@ -99,10 +99,12 @@ def test_breaking_off_and_closing_leaves_a_run_that_carries_on(gan: Path, tmp_pa
         ):
             folder = run.folder
             for event in dtrain.train(run):
-                assert is_locked(folder)
+                assert try_lock(folder) is None
                 if isinstance(event, Saved) and event.step == 4:
                     raise ZeroDivisionError
-    assert not is_locked(folder)
+    held = try_lock(folder)
+    assert held is not None
+    held.close()
     with dtrain.setup(dtrain.load(gan), runs=tmp_path / "runs") as again:
         assert (again.folder, again.step) == (folder, 4)
         for _ in dtrain.train(again):

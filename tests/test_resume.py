@@ -224,12 +224,12 @@ def test_a_run_that_is_worked_on_is_left_alone(gan: Path, tmp_path: Path, dtrain
 
 def test_resume_names_a_run_or_a_checkpoint(gan: Path, tmp_path: Path, dtrain_here: Here) -> None:
     run = cut_off(gan, tmp_path / "first", 4)
-    early, late = checkpoints_in(run)
+    early, best, late = checkpoints_in(run)
     assert started(gan, tmp_path / "runs", resume=late) == (run, 4)
     assert started(gan, tmp_path / "runs", resume=run) == (run, 4)
     branch, step = started(gan, tmp_path / "runs", resume=early)  # what came after it stays as it is
     assert (branch.parent, step) == (tmp_path / "runs" / "tiny-gan", 2)
-    assert checkpoints_in(run) == [early, late]
+    assert checkpoints_in(run) == [early, best, late]
     longer, step = started(gan, tmp_path / "longer", "train.steps=12", resume=run)
     assert (longer != run, step) == (True, 4)
 

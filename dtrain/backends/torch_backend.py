@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dtrain.backends.torch_batch_norm import RecordingBatchNorm, record_batch_norms
 from dtrain.backends.torch_layers import stack
 from dtrain.errors import RecipeError
-from dtrain.spec.imports import ImportPathError, find
+from dtrain.spec.imports import find
 from dtrain.spec.keys import seed_of
 from dtrain.spec.models import Model, ModelSpec
 from dtrain.spec.optimizers import SGD, Adam, AdamW, ImportedOptimizer, Optimizer
@@ -39,7 +39,7 @@ def build_model(name: str, spec: Model, *, seed: int, trust: Sequence[str] | Non
         torch.default_generator.manual_seed(seed_of(seed, "weights", name))
         try:
             module = find(spec.path, nn.Module, trust)(**spec.arguments)
-        except (ImportPathError, TypeError, ValueError) as error:
+        except Exception as error:  # the class is the user's
             raise RecipeError(f"models.{name}", f"{spec.path}: {error}") from error
     if not isinstance(module, nn.Module):
         raise RecipeError(
@@ -54,7 +54,7 @@ def build_optimizer(name: str, spec: Optimizer, parameters: Sequence[Tensor]) ->
         try:
             cls = find(spec.path, torch.optim.Optimizer)
             made: torch.optim.Optimizer = cls(parameters, lr=spec.lr, **spec.arguments)
-        except (ImportPathError, TypeError, ValueError) as error:
+        except Exception as error:  # the class is the user's
             raise RecipeError(f"optimizers.{name}", f"{spec.path}: {error}") from error
         return made
     options = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec) if f.name not in COMMON}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from dtrain.checkpoint.format import MANIFEST, RECIPE, write_synced
-from dtrain.checkpoint.read import checkpoints_in
+from dtrain.checkpoint.read import checkpoints_in, step_of
 from dtrain.checkpoint.write import PARTIAL
 from dtrain.errors import CheckpointError
 
@@ -30,8 +30,10 @@ class Place:
         return self.folder.name
 
 
-def choose(runs: Path, *, name: str, recipe: str, last_step: int, fresh: bool, resume: Path | None) -> Place:
-    """Find the run to carry on, or make the folder of a new one.
+def choose(
+    runs: Path, *, name: str, recipe: str, last_step: int, fresh: bool, resume: Path | None
+) -> tuple[Place, IO[bytes]]:
+    """Find the run to carry on, or make the folder of a new one; it is locked until the file is closed.
 
     A run of the same resolved recipe that was cut off is carried on from its newest checkpoint.
     Raises CheckpointError if `resume` names no checkpoint, or a run that is being worked on.
@@ -40,20 +42,29 @@ def choose(runs: Path, *, name: str, recipe: str, last_step: int, fresh: bool, r
     if resume is not None:
         checkpoint = _named(resume)
         run = checkpoint.parent.parent
-        is_newest = checkpoint == checkpoints_in(run)[-1]
-        if is_newest and run.is_dir() and _recipe_of(run) == recipe:
-            if is_locked(run):
-                raise CheckpointError(f"{run} is being worked on by another process")
-            return Place(_swept(run), checkpoint)
-        return Place(_new(home, recipe), checkpoint)
+        is_newest = checkpoint.name == max((found.name for found in checkpoints_in(run)), default="")
+        if is_newest and _recipe_of(run) == recipe:
+            held = lock(run)
+            return Place(_swept(run), checkpoint), held
+        return _new(home, recipe, checkpoint)
     if not fresh:
-        for run in sorted(home.iterdir(), reverse=True) if home.is_dir() else []:
-            if _recipe_of(run) == recipe and not is_locked(run):
-                newest = next(reversed(checkpoints_in(run)), None)
-                if newest is None or int(newest.name.removeprefix("step-")) < last_step:
-                    return Place(_swept(run), newest)
-                break
-    return Place(_new(home, recipe), None)
+        for run in sorted(home.glob("[!.]*"), reverse=True):
+            if _recipe_of(run) != recipe or (found := try_lock(run)) is None:
+                continue
+            newest = next(reversed(checkpoints_in(run)), None)
+            if newest is None or step_of(newest) < last_step:
+                return Place(_swept(run), newest), found
+            found.close()
+            break
+    return _new(home, recipe, None)
+
+
+def try_lock(run: Path) -> IO[bytes] | None:
+    """Hold a run until the returned file is closed; None if another process holds it."""
+    try:
+        return lock(run)
+    except CheckpointError:
+        return None
 
 
 def lock(run: Path) -> IO[bytes]:
@@ -73,15 +84,6 @@ def lock(run: Path) -> IO[bytes]:
     return file
 
 
-def is_locked(run: Path) -> bool:
-    """Whether a process is working on a run."""
-    try:
-        lock(run).close()
-    except CheckpointError:
-        return True
-    return False
-
-
 def _named(path: Path) -> Path:
     """The checkpoint that a path names: itself, or the newest of the run."""
     if (path / MANIFEST).is_file():
@@ -99,14 +101,18 @@ def _recipe_of(run: Path) -> str | None:
         return None
 
 
-def _new(home: Path, recipe: str) -> Path:
-    folder = home / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+def _new(home: Path, recipe: str, checkpoint: Path | None) -> tuple[Place, IO[bytes]]:
+    """A folder of its own for a new run: made and locked under a hidden name, so that nobody takes it up."""
+    name = f"{datetime.now():%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
+    hidden = home / f".{name}"
     try:
-        folder.mkdir(parents=True)
-        write_synced(folder / RECIPE, recipe.encode())
+        hidden.mkdir(parents=True)
+        held = lock(hidden)
+        write_synced(hidden / RECIPE, recipe.encode())
+        hidden.rename(home / name)
     except OSError as error:
-        raise CheckpointError(f"{folder} cannot be made: {error}") from None
-    return folder.absolute()
+        raise CheckpointError(f"{home / name} cannot be made: {error}") from None
+    return Place((home / name).absolute(), checkpoint), held
 
 
 def _swept(run: Path) -> Path:

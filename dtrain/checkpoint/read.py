@@ -1,6 +1,7 @@
 """Reads a checkpoint: everything is checked first, and nothing in it is ever executed."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from safetensors.torch import load_file
 
 from dtrain.checkpoint.format import MANIFEST, PARTS, RECIPE, STATE, hash_of_file, unseal
 from dtrain.errors import CheckpointError
+
+NAME = re.compile(r"step-\d{8,}")
 
 
 @dataclass(frozen=True)
@@ -77,4 +80,10 @@ def all_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, torch.Tensor]]:
 def checkpoints_in(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first; every folder under its final name is whole."""
     folder = run / "checkpoints"
-    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in found if NAME.fullmatch(path.name)), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(checkpoint.name.removeprefix("step-"))

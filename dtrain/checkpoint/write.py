@@ -23,6 +23,7 @@ from dtrain.checkpoint.format import (
     sync,
     write_synced,
 )
+from dtrain.checkpoint.read import checkpoints_in
 from dtrain.engines.base import Engine
 from dtrain.errors import CheckpointError
 
@@ -65,8 +66,6 @@ def write(
         }
         write_synced(partial / MANIFEST, sealed(manifest))
         sync(partial)
-        if place.exists():  # an earlier life saved this step too, with the same bits
-            remove(place)
         partial.rename(place)
         sync(place.parent)
 
@@ -80,8 +79,11 @@ def remove(checkpoint: Path) -> None:
     """Delete a checkpoint: out of sight first, so that it is never seen in part."""
     hidden = checkpoint.parent.parent / PARTIAL / f"removed-{checkpoint.name}"
     shutil.rmtree(hidden, ignore_errors=True)
-    hidden.parent.mkdir(exist_ok=True)
-    checkpoint.rename(hidden)
+    try:
+        hidden.parent.mkdir(exist_ok=True)
+        checkpoint.rename(hidden)
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint} cannot be removed: {error}") from None
     shutil.rmtree(hidden, ignore_errors=True)
 
 
@@ -138,10 +140,10 @@ def _nothing() -> None:
     """What the ranks do that have nothing to do but must hear whether it went well."""
 
 
-def keep(checkpoints: Path, *, newest: int, best: Sequence[int]) -> None:
-    """Delete all checkpoints but the newest ones and those of the steps in `best`."""
-    steps = sorted(path for path in checkpoints.iterdir() if path.name.startswith("step-"))
-    kept = {folder_name(step) for step in best} | {path.name for path in steps[-newest:]}
-    for path in steps:
+def keep(run: Path, *, newest: int, best: Sequence[int]) -> None:
+    """Delete all checkpoints of a run but the newest ones and those of the steps in `best`."""
+    found = checkpoints_in(run)
+    kept = {folder_name(step) for step in best} | {path.name for path in found[-newest:]}
+    for path in found:
         if path.name not in kept:
             remove(path)

@@ -12,6 +12,7 @@ from dtrain.cli.run import run
 from dtrain.cli.show import show
 from dtrain.errors import DtrainError, RecipeErrors
 
+LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 DEFECT, MISTAKE, INTERRUPTED = 1, 2, 130
 WrongUsage: Any = typer.BadParameter.__bases__[0]  # click's, wherever typer keeps it
 
@@ -31,6 +32,7 @@ def main(arguments: list[str]) -> int:
 
     Where torch was used the process ends here: the interpreter's own end can abort under gloo's threads.
     """
+    sys.path.append(os.getcwd())  # where a recipe's own classes are found, as with `python -m dtrain`
     code = carry_out(arguments)
     if "torch" in sys.modules:
         from dtrain.engines.processes import leave
@@ -64,7 +66,7 @@ def carry_out(arguments: list[str]) -> int:
 
 def complain(message: str, *, name: str = "dtrain: ", is_shared: bool = True) -> None:
     """Say a mistake on stderr; one that all ranks share is said once on each machine."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if next((os.environ[name] for name in LOCAL_RANKS if name in os.environ), "0") == "0":
         print(f"{name}{message}", file=sys.stderr, flush=True)
     elif not is_shared:
         print(f"{name}rank {os.environ.get('RANK')}: {message}", file=sys.stderr, flush=True)

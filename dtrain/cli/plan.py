@@ -18,6 +18,9 @@ def print_plan(recipe: Recipe, processes: int) -> None:
     examples = None if isinstance(recipe.data, Imported) else open_examples(recipe.data, "train", recipe.seed)
     if examples is not None:
         check_fields(recipe, examples)
+    evaluation = recipe.evaluate.data or recipe.data
+    if recipe.every.evaluate and not isinstance(evaluation, Imported):
+        check_fields(recipe, open_examples(evaluation, "evaluate", recipe.seed))
     check_shares(recipe, recipe.train.batch_size if examples is None else len(examples), processes)
     for name, model in recipe.models.items():
         print("\n".join(model_lines(name, model)), end="\n\n")
@@ -90,9 +93,10 @@ def memory_lines(recipe: Recipe) -> list[str]:
         return ["memory and size of a checkpoint: unknown, as a model is imported"]
     parts = ("weights", "gradients", "optimizers", "averages", "activations")
     shares = ", ".join(f"{name} {bytes_text(getattr(memory, name))}" for name in parts)
+    saves = f"every {recipe.every.save} steps" if recipe.every.save else "at the end alone (every.save)"
     return [
         f"memory on each device: about {bytes_text(memory.total)} ({shares}), and the libraries' own",
-        f"each checkpoint: about {bytes_text(size)}",
+        f"each checkpoint: about {bytes_text(size)}, {saves}",
     ]
 
 

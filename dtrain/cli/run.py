@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dtrain.cli.arguments import Overrides, RecipePath
+from dtrain.errors import DtrainError
 
 
 def run(
@@ -19,6 +20,9 @@ def run(
 ) -> None:
     """Train a recipe. A run of it that was cut off carries on from its newest checkpoint."""
     from dtrain.engines.world import read_world, tie_to_launcher
+
+    if fresh and resume is not None:
+        raise DtrainError("--fresh begins anew and --resume does not; give one of them")
 
     world = read_world(os.environ)
     tie_to_launcher(world)

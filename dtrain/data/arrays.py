@@ -63,16 +63,26 @@ class ArrayExamples:
 
     def __init__(self, stored: Mapping[str, np.ndarray], range: Range):
         self._stored = stored  # field -> (examples, ...)
-        self._range = range
+        self.range = range
         first = self.fetch(np.zeros(1, np.int64), 0)
-        self.fields = {name: Field(values.shape[1:], values.dtype) for name, values in first.items()}
+        self.fields = {
+            name: Field(values.shape[1:], values.dtype, _classes(stored[name]))
+            for name, values in first.items()
+        }
 
     def __len__(self) -> int:
         return len(next(iter(self._stored.values())))
 
     def fetch(self, indices: np.ndarray, epoch: int) -> Batch:
         # `take` copies whole rows: a third of the time of `values[indices]`.
-        return {name: finish(values.take(indices, 0), self._range) for name, values in self._stored.items()}
+        return {name: finish(values.take(indices, 0), self.range) for name, values in self._stored.items()}
+
+
+def _classes(values: np.ndarray) -> int | None:
+    """One more than the largest of single whole numbers; None of anything else, or where one is below 0."""
+    if values.ndim != 1 or values.dtype.kind not in "iu" or values.min() < 0:
+        return None
+    return int(values.max()) + 1
 
 
 def _read(path: Path, part: Part) -> dict[str, np.ndarray]:

@@ -58,7 +58,7 @@ class DatasetExamples:
 
     def __init__(self, dataset: Any, reading: Reading, *, name: str, part: Part, seed: int):
         self._dataset, self._name, self._part, self._seed = dataset, name, part, seed
-        self._names, self._channels, self._range = reading.fields, reading.channels, reading.range
+        self._names, self._channels, self.range = reading.fields, reading.channels, reading.range
         self.workers = reading.workers
         if not len(self):
             raise DataError(f"{name} has no examples for {part}")
@@ -81,7 +81,7 @@ class DatasetExamples:
                     f"{', '.join(names)} and {', '.join(item)}"
                 )
         return {
-            name: finish(self._stacked(name, numbers, [item[name] for item in items]), self._range)
+            name: finish(self._stacked(name, numbers, [item[name] for item in items]), self.range)
             for name in names
         }
 

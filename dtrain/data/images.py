@@ -63,6 +63,7 @@ class ImageExamples:
     ):
         numbers = {name: number for number, name in enumerate(classes)}
         self.classes = tuple(classes)
+        self.range = source.range
         self.workers = source.workers
         self._source, self._seed, self._root, self._names = source, seed, root, names
         self._augments = part == "train"
@@ -70,7 +71,7 @@ class ImageExamples:
         self._size = source.size if isinstance(source.size, tuple) else (source.size, source.size)
         self.fields = {
             "image": Field((source.channels, *self._size), np.dtype(np.float32)),
-            "label": Field((), np.dtype(np.int64)),
+            "label": Field((), np.dtype(np.int64), len(classes)),
         }
 
     def __len__(self) -> int:

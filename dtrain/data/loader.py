@@ -24,7 +24,7 @@ class Loader:
     """
 
     def __init__(self, examples: Examples, order: Shares, rank: int, world: int):
-        self._examples, self._order, self._rank, self._world = examples, order, rank, world
+        self.examples, self._order, self._rank, self._world = examples, order, rank, world
         self._workers: list[Worker] = []
         self._resources = ExitStack()
         self._asked: deque[Worker] = deque()  # one for each question that is not yet answered
@@ -34,8 +34,8 @@ class Loader:
 
     def __enter__(self) -> "Loader":
         with ExitStack() as stack:
-            workers = range(self._examples.workers)
-            self._workers = [stack.enter_context(Worker(self._examples)) for _ in workers]
+            workers = range(self.examples.workers)
+            self._workers = [stack.enter_context(Worker(self.examples)) for _ in workers]
             self._resources = stack.pop_all()
         self._turns = cycle(self._workers)
         return self
@@ -46,11 +46,18 @@ class Loader:
     def load(self, update: int) -> Loaded:
         """This rank's micro-batches of one update; cheapest when updates are asked for in turn.
 
-        Raises DataError if an example cannot be read or a worker died.
+        Raises DataError, on this rank alone, if an example cannot be read or a worker died.
         """
+        try:
+            return self._load(update)
+        except DataError as error:
+            error.is_shared = False
+            raise
+
+    def _load(self, update: int) -> Loaded:
         share = self._order.share(update, self._rank, self._world)
         if not self._workers:
-            fetch = self._examples.fetch
+            fetch = self.examples.fetch
             return [(micro, fetch(micro.indices, micro.epoch)) for micro in share]
         if update != self._next_update:
             self._seek(update)

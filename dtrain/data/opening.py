@@ -1,7 +1,5 @@
 """From the `[data]` table to examples, whether its kind is built in or imported."""
 
-import difflib
-import importlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -10,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from dtrain.data.dataset import DatasetExamples, Reading
 from dtrain.data.source import Examples, Part, Source
 from dtrain.errors import DataError, RecipeError
+from dtrain.spec.imports import ImportPathError, find
 from dtrain.spec.table import Imported
 
 T = TypeVar("T")
@@ -54,17 +53,10 @@ def _decoded(cls: type[T], values: Any, key: str) -> T:
 
 
 def _import(path: str) -> Any:
-    module_name, _, name = path.partition(":")
     try:
-        module = importlib.import_module(module_name)
-    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision over a torch of another build
-        raise DataError(f"{path}: {module_name} cannot be imported ({error}); is it installed?") from error
-    found = getattr(module, name, None)
-    if found is None:
-        near = difflib.get_close_matches(name, dir(module), 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise DataError(f"{path}: {module_name} has no {name}{hint}")
-    return found
+        return find(path)
+    except ImportPathError as error:
+        raise DataError(str(error)) from error
 
 
 def _call(found: Any, path: str, arguments: Mapping[str, Any]) -> Any:

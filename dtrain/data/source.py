@@ -17,6 +17,7 @@ class Field(NamedTuple):
 
     shape: tuple[int, ...]  # without the batch axis
     dtype: np.dtype
+    classes: int | None = None  # of whole-number labels, where known: they are below it
 
 
 class Examples(Protocol):
@@ -27,6 +28,9 @@ class Examples(Protocol):
 
     @property
     def workers(self) -> int: ...  # processes that fetch ahead; 0 fetches in the trainer itself
+
+    @property
+    def range(self) -> tuple[float, float]: ...  # of pictures: what black and white have become
 
     @property
     def fields(self) -> Mapping[str, Field]: ...

@@ -59,6 +59,8 @@ class AcceleratedEngine:
         self.wrapped: dict[str, nn.Module] = {}
         for name, spec in models.items():
             module = build_model(name, spec, seed=seed).to(self.device, self.dtype)
+            if self.half:  # losses are computed in full from what models give in half
+                module.register_forward_hook(_in_full)
             self.bare[name] = self.wrapped[name] = module.train(name in optimizers)
             if name in optimizers and self.world > 1:  # alone it would do nothing, in a second
                 self.wrapped[name] = accelerator.prepare_model(module)
@@ -126,11 +128,12 @@ class AcceleratedEngine:
         was_training = [module for module in modules.values() if module.training]
         for module in was_training:
             module.eval()
-        with self._autocast():
-            result = function(SimpleNamespace(**modules), self._put(batch), self.ops)
-        for module in was_training:
-            module.train()
-        return result
+        try:
+            with torch.no_grad(), self._autocast():  # `ops.input_gradient` turns gradients on for itself
+                return function(SimpleNamespace(**modules), self._put(batch), self.ops)
+        finally:
+            for module in was_training:
+                module.train()
 
     def mean(self, terms: Sequence[tuple[Any, Logs]]) -> dict[str, float]:
         names = list(terms[0][1]) if terms else []
@@ -145,7 +148,7 @@ class AcceleratedEngine:
         if self.world > 1:
             sums = self.accelerator.reduce(sums, "sum")
         *values, total = sums.tolist()
-        return {name: value / total for name, value in zip(names, values, strict=True)}
+        return {name: value / (total or 1.0) for name, value in zip(names, values, strict=True)}
 
     def tensors(self) -> Iterator[tuple[Part, str, Tensor]]:
         for name, module in self.bare.items():
@@ -174,6 +177,14 @@ class AcceleratedEngine:
                 scaler.load_state_dict(state)
         for name in self.averages:
             self._copy_buffers(name)
+
+    def close(self) -> None:
+        """Let go of models and optimizers: DDP must end before the process group does."""
+        for held in (self.bare, self.wrapped, self.averages, self.parameters, self.norms, self.loose):
+            held.clear()
+        self.optimizers = Optimizers({}, {})
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def share(self, value: Any) -> Any:
         return self.gather(value if self.rank == 0 else None)[0]
@@ -239,7 +250,8 @@ class AcceleratedEngine:
     def _total_weight(self, terms: Sequence[tuple[Any, Logs]]) -> Tensor:
         weights = [torch.as_tensor(w, dtype=torch.float64, device=self.device) for w, _ in terms]
         weight = torch.stack(weights).sum()
-        return (self.accelerator.reduce(weight, "sum") if self.world > 1 else weight).to(self.dtype)
+        total = self.accelerator.reduce(weight, "sum") if self.world > 1 else weight
+        return total.clamp_min(1e-12).to(self.dtype)  # where nothing has weight, nothing moves
 
     def _rescale(self, names: Sequence[str], factor: Tensor | float) -> None:
         """Multiply the gradients by `factor`, and by the ranks over which DDP averaged where a sum is wanted.
@@ -289,6 +301,7 @@ class AcceleratedEngine:
         for name, own in values.items():
             torch._foreach_copy_(self.loose[name], list(own))
 
+    @torch.no_grad()  # or the averages would grow a graph, an update at a time
     def _settle(self, names: Sequence[str]) -> None:
         """Move the averages of the updated models."""
         for name in names:
@@ -304,6 +317,11 @@ class AcceleratedEngine:
         """Averages are of weights alone: running statistics are the model's own."""
         for average, own in zip(self.averages[name].buffers(), self.bare[name].buffers(), strict=True):
             average.copy_(own)
+
+
+def _in_full(module: nn.Module, inputs: Any, output: Any) -> Any:
+    is_half = isinstance(output, Tensor) and output.dtype in HALF.values()
+    return output.float() if is_half else output
 
 
 def _detached(logs: Logs) -> Logs:

@@ -66,6 +66,10 @@ class Engine(Protocol):
         """Take up a state. Raises CheckpointError naming what is missing, unexpected or of another shape."""
         ...
 
+    def close(self) -> None:
+        """Let go of models, optimizers and device memory."""
+        ...
+
     def share(self, value: Any) -> Any:
         """Rank 0's value, on every rank; of what JSON holds."""
         ...

@@ -27,6 +27,11 @@ class Optimizers:
         for model, optimizer in self.optimizers.items():
             for name, parameter in zip(self.names[model], _parameters(optimizer), strict=True):
                 for key, value in optimizer.state.get(parameter, {}).items():
+                    if not isinstance(value, Tensor | bool | int | float | str | None):
+                        raise CheckpointError(
+                            f"optimizers.{model} keeps a {type(value).__name__} ({key}); a checkpoint holds "
+                            "tensors, numbers and strings, so a resume would not be exact"
+                        )
                     yield f"{model}/{name}", key, value
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:

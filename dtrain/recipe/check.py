@@ -64,6 +64,10 @@ def _system(recipe: Recipe) -> Iterator[RecipeError]:
             yield RecipeError(f"models.{name}", "the system trains it, but the recipe has no such model")
         elif name not in recipe.optimizers:
             yield RecipeError(f"optimizers.{name}", "the system trains this model, but it has no optimizer")
+    for name in recipe.optimizers:
+        model = recipe.models.get(name)
+        if isinstance(model, ModelSpec) and not model.parameter_count():
+            yield RecipeError(f"models.{name}", "has nothing to train, but has an optimizer")
     for table, names in (("optimizers", recipe.optimizers), ("averages", recipe.averages)):
         for name in names:
             if name in recipe.models and name not in trained:

@@ -97,8 +97,12 @@ def _message(cls: type, errors: list[ErrorDetails], place: tuple[int | str, ...]
         case "missing_kind" | "model_kind":
             return error["msg"]
         case "too_long" | "too_short":
-            most = context.get("max_length", context.get("min_length"))
-            return f"found {show(found)}; {most} items would do"
+            bound = (
+                f"at most {context['max_length']}"
+                if "max_length" in context
+                else f"at least {context['min_length']}"
+            )
+            return f"found {show(found)}; {bound} items would do"
         case "value_error":
             return str(context["error"])
         case "string_pattern_mismatch":

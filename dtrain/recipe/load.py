@@ -43,7 +43,7 @@ def from_table(
     `source` names it in errors; `said_here` are the places that the command line set.
     """
     table, errors = resolve(table)
-    table = _spread_star(table)
+    table, spread = _spread_star(table)
     recipe, found = decode(Recipe, table)
     errors += [error for error in found if "${" not in error.message]  # that was said already
     if recipe is not None and imports and isinstance(recipe.system, Imported):
@@ -51,6 +51,7 @@ def from_table(
         errors += found
         recipe = dataclasses.replace(recipe, system=system or recipe.system)
     if recipe is not None and not errors:
+        recipe = _without(recipe, spread)
         recipe = _anchor(recipe, (), folder.absolute(), set(said_here))
         errors += mistakes(recipe)
     if errors:
@@ -59,14 +60,23 @@ def from_table(
     return recipe
 
 
-def _spread_star(table: dict[str, Any]) -> dict[str, Any]:
-    """Give the optimizer "*" to every model that has none of its own."""
+def _spread_star(table: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """Give the optimizer "*" to every model that has none of its own; which models these are."""
     optimizers, models = table.get("optimizers"), table.get("models")
     if not isinstance(optimizers, dict) or not isinstance(models, dict) or "*" not in optimizers:
-        return table
+        return table, set()
     every = optimizers["*"]
     own = {name: optimizer for name, optimizer in optimizers.items() if name != "*"}
-    return {**table, "optimizers": {**dict.fromkeys(models, every), **own}}
+    return {**table, "optimizers": {**dict.fromkeys(models, every), **own}}, models.keys() - own.keys()
+
+
+def _without(recipe: Recipe, spread: set[str]) -> Recipe:
+    """Take the optimizer "*" from the models that no phase trains: they are frozen."""
+    if isinstance(recipe.system, Imported):
+        return recipe
+    trained = {name for phase in recipe.system.phases() for name in phase.updates}
+    kept = {name: o for name, o in recipe.optimizers.items() if name in trained or name not in spread}
+    return dataclasses.replace(recipe, optimizers=MappingProxyType(kept))
 
 
 def _import_system(

@@ -75,8 +75,12 @@ class Checkpoint(Table):
 class Track(Table):
     """Who watches a run."""
 
-    kinds: tuple[Literal["console", "jsonl", "wandb"], ...] = ("console", "jsonl", "wandb")
+    kinds: tuple[Literal["console", "jsonl", "wandb"], ...] = ("console", "jsonl", "wandb")  # each once
     project: str = "dtrain"  # in W&B
+
+    def __post_init__(self) -> None:
+        if len(set(self.kinds)) < len(self.kinds):
+            raise ValueError("`kinds` names a tracker twice")
 
 
 @table

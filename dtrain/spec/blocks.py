@@ -4,12 +4,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
+from pydantic import Field
+
 from dtrain.spec.initial import Shape
 from dtrain.spec.layers import Layer, Linear, Parameter
 from dtrain.spec.spatial import Conv
 from dtrain.spec.table import Imported, OneOf, Positive, kind
 
-Layers = tuple[Annotated[Layer, OneOf(Layer)], ...]
+Layers = Annotated[tuple[Annotated[Layer, OneOf(Layer)], ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)

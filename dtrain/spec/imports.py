@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 OWN = (
@@ -24,13 +25,19 @@ def find(path: str, base: type | None = None, trust: Sequence[str] | None = None
     package = module.partition(".")[0]
     if trust is not None and package not in (*OWN, *trust):
         raise ImportPathError(f"{path!r} is not in a trusted package; trust {package!r} by name if you do")
+    part = ""
     try:
-        found = importlib.import_module(module)
+        found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError, RuntimeError, ValueError) as error:
-        # RuntimeError: a torchvision that does not belong to this torch raises it at import.
-        raise ImportPathError(f"cannot import {path!r}: {error}") from None
+    except ModuleNotFoundError as error:
+        raise ImportPathError(f"cannot import {path!r}: {error}; is it installed?") from error
+    except AttributeError as error:
+        near = get_close_matches(part, dir(found), n=1) if name else []
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ImportPathError(f"cannot import {path!r}: {error}{hint}") from error
+    except Exception as error:  # what is imported is not ours, and may fail in any way
+        raise ImportPathError(f"cannot import {path!r}: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise ImportPathError(f"{path!r} is not a class or a function")
     is_fit = isinstance(found, type) and (base is None or issubclass(found, base))

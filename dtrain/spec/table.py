@@ -111,7 +111,7 @@ class OneOf(Decoded):
         arguments = {key: item for key, item in value.items() if key != "kind"}
         if isinstance(name, str) and ":" in name:
             return self.imported(name, arguments)
-        if name not in KINDS[self.base]:
+        if not isinstance(name, str) or name not in KINDS[self.base]:
             raise invalid("kind", "unknown_kind", "unknown kind", name, known=sorted(KINDS[self.base]))
         return adapter(KINDS[self.base][name]).validate_python(arguments)
 

@@ -3,9 +3,11 @@
 from abc import abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Annotated, Any, Protocol
 
+from dtrain.data.source import Field
 from dtrain.spec.models import Model
 from dtrain.spec.table import OneOf, Table
 
@@ -25,7 +27,7 @@ class Loss:
     """
 
     value: Array  # ()
-    terms: Logs = field(default_factory=dict)  # parts of it, and what else is worth a curve
+    terms: Logs = dataclass_field(default_factory=dict)  # parts of it, and what else is worth a curve
     weight: Array | None = None
 
 
@@ -102,6 +104,10 @@ class System(Table):
     def reads(self) -> Mapping[str, str | None]:
         """The fields of a batch that it reads, each with the model that it goes into as it is."""
         return {}
+
+    def check_data(self, models: Mapping[str, Model], fields: Mapping[str, Field]) -> None:
+        """Raise ValueError if data with these fields is not what it needs, beyond what `reads` says."""
+        return None
 
     def evaluate(self, models: Models, batch: Batch, ops: Ops) -> Logs:
         """Means over the examples of one micro-batch of evaluation data."""

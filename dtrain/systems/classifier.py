@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from dtrain.data.source import Field
 from dtrain.spec.models import Model, output_of
 from dtrain.spec.table import Fraction, kind
 from dtrain.systems.base import Array, Batch, Logs, Loss, Models, Ops, Phase, System, need
@@ -30,6 +31,16 @@ class Classifier(System):
         if out is not None and len(out) != 1:
             raise ValueError(
                 f"models.classifier gives {out}; a classifier gives (classes); end it with a linear layer"
+            )
+
+    def check_data(self, models: Mapping[str, Model], fields: Mapping[str, Field]) -> None:
+        label, out = fields[self.label], output_of(models["classifier"])
+        if label.shape or label.dtype.kind not in "iu":
+            raise ValueError(f'the labels in "{self.label}" must be single whole numbers, from 0')
+        if out is not None and label.classes is not None and label.classes > out[0]:
+            raise ValueError(
+                f"the data has {label.classes} classes, but models.classifier gives {out[0]}; "
+                f"make its last layer's `out` {label.classes}"
             )
 
     def loss(self, models: Models, batch: Batch, ops: Ops) -> Loss:
