@@ -28,7 +28,7 @@ def train(run: Run) -> Iterator[Event]:
     labels = distinct(phase.label for phase in phases)
     updates = updates_before(phases, run.step)
     clock = Clock()
-    measured: dict[str, Measured] = {}  # the latest update of each phase
+    measured: dict[str, Measured] = {}  # the latest update of each phase since the last log
     yield Started(run.step, run.total, run.recipe.train.batch_size)
     while run.step < run.total:
         done, is_last = run.step + 1, run.step + 1 == run.total
@@ -49,6 +49,8 @@ def train(run: Run) -> Iterator[Event]:
         run.step = done
         metrics = measure(run, measured) if logs or saves or evaluates else {}
         yield Stepped(done, {**metrics, **clock.read()} if logs else {})
+        if logs:
+            measured.clear()
 
         if evaluates:
             evaluated = evaluate(run)
