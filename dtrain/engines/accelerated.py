@@ -1,7 +1,6 @@
 """One process or DDP, on CPUs and GPUs alike, by way of Accelerate."""
 
 import copy
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import SimpleNamespace
@@ -17,6 +16,7 @@ from dtrain.backends.torch_ops import TorchOps, seed_generators
 from dtrain.data.order import MicroBatch
 from dtrain.data.source import Batch
 from dtrain.engines.base import Key, Measured, Part, Update
+from dtrain.engines.exchange import gather_json
 from dtrain.engines.statistics import IDLE, Notes, average_notes, loose_buffers, take_notes
 from dtrain.engines.torch_state import Optimizers, restore_tensors
 from dtrain.spec.keys import seed_of
@@ -190,15 +190,7 @@ class AcceleratedEngine:
         return self.gather(value if self.rank == 0 else None)[0]
 
     def gather(self, value: Any) -> list[Any]:
-        if self.world == 1:
-            return [value]
-        # As JSON: Accelerate's gather_object pickles, and to unpickle is to run what another rank sent.
-        text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-        sizes = self.accelerator.gather(torch.tensor([len(text)], device=self.device)).tolist()
-        row = torch.zeros(1, max(sizes), dtype=torch.uint8, device=self.device)
-        row[0, : len(text)] = torch.from_numpy(text.copy())
-        rows = self.accelerator.gather(row).cpu().numpy()  # (world, bytes)
-        return [json.loads(text[:size].tobytes()) for text, size in zip(rows, sizes, strict=True)]
+        return gather_json(value, self.accelerator) if self.world > 1 else [value]
 
     def _prepare(
         self, prepare: Callable[[Models, Mapping[str, Any], Ops], Logs], batch: Mapping[str, Tensor]
