@@ -55,7 +55,8 @@ def train(run: Run) -> Iterator[Event]:
         if evaluates:
             evaluated = evaluate(run)
             saves = take_best(run, evaluated) or saves
-            yield Evaluated(done, evaluated)
+            if evaluated:
+                yield Evaluated(done, evaluated)
         if samples := due(every.sample, done, is_last):
             yield from sample(run)
         if saves:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import version
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,12 @@ def setup(
     a world other than the one asked for, data or a checkpoint that cannot be read, or that does not
     fit the recipe.
     """
+    # What multiprocessing itself goes by where a script is imported a second time, by a process it started.
+    if getattr(current_process(), "_inheriting", False):
+        raise DtrainError(
+            "a data worker imported this script and came upon dtrain.setup again; put the script's work "
+            'under `if __name__ == "__main__":`, or set workers = 0'
+        )
     world = world or read_world(os.environ)
     with ExitStack() as stack:
         engine = stack.enter_context(_open_engine(recipe, world))

@@ -29,6 +29,8 @@ def run(
 
     from dtrain.recipe.load import load
 
+    sys.path.append(str(recipe.parent.absolute()))  # a recipe's own modules may lie beside it
+
     loaded = load(recipe, overrides or ())  # a mistake is told before torch takes its seconds to come
 
     from dtrain.loop import train

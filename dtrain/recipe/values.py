@@ -52,7 +52,7 @@ class Every(Table):
     log: Natural = 20
     sample: Natural = 0
     evaluate: Natural = 0
-    save: Natural = 0
+    save: Natural = 500
 
 
 @table
