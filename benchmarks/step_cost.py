@@ -48,6 +48,7 @@ steps = 1_000_000
 batch_size = 32
 [every]
 log = 100
+save = 0                                  # as the other loops
 [track]
 kinds = []
 """

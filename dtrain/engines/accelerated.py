@@ -102,8 +102,13 @@ class AcceleratedEngine:
                 with self._autocast():
                     loss = update.phase.loss(models, batch, self.ops)
                 weight = 0.0 if micro.idle else examples if loss.weight is None else loss.weight
-                # An integer tensor over a Python number would be float32.
-                scaled = loss.value.to(self.dtype) * weight / update.size
+                scaled = loss.value.to(self.dtype)
+                if isinstance(weight, Tensor):
+                    scaled = (
+                        scaled * weight / update.size
+                    )  # in this order, as whole numbers over one are float32
+                elif weight != update.size:
+                    scaled = scaled * (weight / update.size)
                 (scaler.scale(scaled) if scaler else scaled).backward()
             terms.append((weight, {"loss": loss.value.detach(), **_detached(loss.terms)}))
             taken = take_notes([norm for name in names for norm in self.norms[name]])
