@@ -1,13 +1,16 @@
 """Datasets of PyTorch's kind, given by import path."""
 
+import importlib
+
 import numpy as np
 import pytest
+from describing import opened as opened_as_described
 
 from dtrain.data.arrays import Arrays
 from dtrain.data.loader import Loader, evaluation_batches
-from dtrain.data.opening import open_examples, open_imported
+from dtrain.data.opening import describe, open_examples, open_imported
 from dtrain.data.order import Order, Sweep
-from dtrain.data.source import Field
+from dtrain.data.source import Description, Field
 from dtrain.errors import DataError, RecipeError
 from dtrain.spec.table import Imported
 
@@ -16,7 +19,7 @@ import random
 import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
-from dtrain.data.arrays import ArrayExamples
+from dtrain.data.array_examples import ArrayExamples
 from dtrain.data.source import Source
 from dtrain.spec.table import kind, table
 
@@ -101,8 +104,8 @@ def test_a_tensor_dataset_serves_both_parts():
     evaluate = opened("squares", "evaluate", count=10, examples=reading)
     assert (len(train), len(evaluate)) == (10, 4)
     assert train.fields == {
-        "number": Field((1,), np.dtype(np.float32)),
-        "square": Field((), np.dtype(np.int64)),
+        "number": Field((1,), "float32"),
+        "square": Field((), "int64"),
     }
     np.testing.assert_array_equal(train.fetch(np.array([3, 2]), 0)["square"], [9, 4])
     np.testing.assert_array_equal(evaluate.fetch(np.array([3, 2]), 0)["square"], [-9, -4])
@@ -111,17 +114,17 @@ def test_a_tensor_dataset_serves_both_parts():
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("table", {"x": Field((2,), np.dtype(np.int64)), "y": Field((), np.dtype(np.int64))}),
-        ("numbers", {"image": Field((), np.dtype(np.float32)), "label": Field((), np.dtype(np.int64))}),
-        ("grey", {"image": Field((1, 4, 5), np.dtype(np.float32)), "label": Field((), np.dtype(np.int64))}),
-        ("rgb", {"image": Field((3, 4, 5), np.dtype(np.float32)), "label": Field((), np.dtype(np.int64))}),
-        ("last", {"image": Field((3, 4, 5), np.dtype(np.float32)), "label": Field((), np.dtype(np.int64))}),
+        ("table", {"x": Field((2,), "int64"), "y": Field((), "int64")}),
+        ("numbers", {"image": Field((), "float32"), "label": Field((), "int64")}),
+        ("grey", {"image": Field((1, 4, 5), "float32"), "label": Field((), "int64")}),
+        ("rgb", {"image": Field((3, 4, 5), "float32"), "label": Field((), "int64")}),
+        ("last", {"image": Field((3, 4, 5), "float32"), "label": Field((), "int64")}),
     ],
 )
 def test_items_become_numbers(name, expected):
     assert opened("Items", kind=name).fields == expected
     for field, values in fetch(name).items():
-        assert Field(values.shape[1:], values.dtype) == expected[field]
+        assert Field(values.shape[1:], str(values.dtype)) == expected[field]
 
 
 def test_single_values_need_one_name():
@@ -172,11 +175,16 @@ def test_workers_change_nothing():
 def test_a_users_own_source_is_opened_like_a_built_in_one():
     ramp = Imported(path="user_data:Ramp", arguments={"count": 5})
     examples = open_examples(ramp, "evaluate", 0)
+    assert describe(ramp, "evaluate", 0) == Description(5, examples.fields)
     with Loader(examples, Sweep(len(examples), 2), 0, 1) as loader:
         found = [batch["x"].tolist() for _, batch in evaluation_batches(loader)]
     assert found == [[0, 1], [2, 3], [4]]
-    with pytest.raises(RecipeError, match=r"data\.count: Input should be a valid integer"):
+    with pytest.raises(RecipeError, match=r'data\.count: found "many"; a whole number would do'):
         open_examples(Imported(path="user_data:Ramp", arguments={"count": "many"}), "train", 0)
+
+
+def test_a_users_own_source_is_described_by_opening_it():
+    opened_as_described(importlib.import_module("user_data").Ramp(count=5))
 
 
 @pytest.mark.parametrize(
@@ -199,8 +207,12 @@ def test_items_that_will_not_do_are_named(name, message):
     ("path", "arguments", "message"),
     [
         ("no_such_module:Items", {}, "cannot import .*no_such_module.*; is it installed?"),
-        ("user_data:Itms", {}, "cannot import 'user_data:Itms': .*; did you mean 'Items'?"),
-        ("user_data:constant", {}, "'user_data:constant' is not a class or a function"),
+        ("user_data:Itms", {}, 'cannot import .user_data:Itms.: .*; did you mean "user_data:Items"'),
+        (
+            "user_data:constant",
+            {},
+            "'user_data:constant' is of type int; a subclass of dtrain.data.source.Source",
+        ),
         ("user_data:Items", {"kinds": "table"}, r"failed with arguments \(kinds\): TypeError: .*'kinds'"),
         ("user_data:Items", {"kind": "table", "count": 0}, "has no examples for train"),
         ("user_data:failing", {}, "FileNotFoundError: no such folder: data"),

@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
-from dtrain.data.dataset import DatasetExamples, Reading
-from dtrain.data.source import Examples, Part, Source
+from dtrain.data.dataset import Reading
+from dtrain.data.source import Description, Examples, Part, Source
 from dtrain.errors import DataError, RecipeError
-from dtrain.spec.imports import ImportPathError, find
+from dtrain.spec.arguments import call_found
+from dtrain.spec.decode import decode
+from dtrain.spec.imports import find
 from dtrain.spec.table import Imported
+from dtrain.spec.trust import EVERYTHING, ImportPathError
+from dtrain.spec.words import Place
 
 T = TypeVar("T")
 
@@ -19,16 +21,27 @@ def open_examples(data: Source | Imported, part: Part, seed: int) -> Examples:
     return open_imported(data, part, seed) if isinstance(data, Imported) else data.open(part, seed)
 
 
+def describe(data: Source | Imported, part: Part, seed: int) -> Description:
+    """Say what `open_examples` would give; what is imported has to be opened for it, the rest is not."""
+    if isinstance(data, Imported):
+        examples = open_imported(data, part, seed)
+        return Description(len(examples), examples.fields)
+    return data.describe(part, seed)
+
+
 def open_imported(imported: Imported, part: Part, seed: int) -> Examples:
     """Import a user's source, or a map-style dataset and the way to read it, and open one part.
 
     The arguments' table `examples` is ours (`Reading`); all others go to what is imported.
     """
-    found = _import(imported.path)
+    try:
+        found = find(imported.path, "source")
+    except ImportPathError as error:
+        raise DataError(str(error)) from error
     if isinstance(found, type) and issubclass(found, Source):
-        return _decoded(found, imported.arguments, "data").open(part, seed)
+        return _decoded(found, imported.arguments, ("data",)).open(part, seed)
     arguments = dict(imported.arguments)
-    reading = _decoded(Reading, arguments.pop("examples", {}), "data.examples")
+    reading = _decoded(Reading, arguments.pop("examples", {}), ("data", "examples"))
     of_part = reading.train if part == "train" else reading.evaluate
     if of_part is None:
         raise RecipeError(
@@ -41,27 +54,22 @@ def open_imported(imported: Imported, part: Part, seed: int) -> Examples:
         if not callable(getattr(type(dataset), needed, None)):
             made = type(dataset).__name__
             raise DataError(f"{imported.path} is not a map-style dataset: {made} lacks {needed}")
+    from dtrain.data.dataset_examples import DatasetExamples
+
     return DatasetExamples(dataset, reading, name=imported.path, part=part, seed=seed)
 
 
-def _decoded(cls: type[T], values: Any, key: str) -> T:
-    try:
-        return TypeAdapter(cls).validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise RecipeError(".".join(map(str, (key, *first["loc"]))), first["msg"]) from None
-
-
-def _import(path: str) -> Any:
-    try:
-        return find(path)
-    except ImportPathError as error:
-        raise DataError(str(error)) from error
+def _decoded(cls: type[T], values: Any, place: Place) -> T:
+    value, errors = decode(cls, values, place)
+    if errors:
+        raise errors[0]
+    made: T = value
+    return made
 
 
 def _call(found: Any, path: str, arguments: Mapping[str, Any]) -> Any:
     try:
-        return found(**arguments)
+        return call_found(found, arguments, "source", EVERYTHING)
     except Exception as error:  # the dataset is the user's code
         problem = f"{type(error).__name__}: {error}"
         raise DataError(f"{path} failed with arguments ({', '.join(arguments)}): {problem}") from error

@@ -2,22 +2,40 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, Protocol
-
-import numpy as np
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from dtrain.spec.table import Table
 
-Batch = Mapping[str, np.ndarray]  # field -> values, batch axis first
+if TYPE_CHECKING:
+    import numpy as np
+
+Batch = Mapping[str, "np.ndarray"]  # field -> values, batch axis first
 Part = Literal["train", "evaluate"]
 
 
 class Field(NamedTuple):
-    """What one field of an example looks like, so that models can be checked against data."""
+    """What one field of a batch looks like, so that models can be checked against data."""
 
-    shape: tuple[int, ...]  # without the batch axis
-    dtype: np.dtype
+    shape: tuple[int, ...]  # without the batch axis; of pictures (C, H, W)
+    dtype: str  # as NumPy names it: "float32", "int64"
     classes: int | None = None  # of whole-number labels, where known: they are below it
+
+    @property
+    def holds_fractions(self) -> bool:
+        return self.dtype.startswith("float")
+
+    @property
+    def holds_whole_numbers(self) -> bool:
+        return self.dtype.startswith(("int", "uint"))
+
+
+@dataclass(frozen=True)
+class Description:
+    """What one part of a source holds."""
+
+    count: int  # examples
+    fields: Mapping[str, Field]
 
 
 class Examples(Protocol):
@@ -37,15 +55,24 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def fetch(self, indices: np.ndarray, epoch: int) -> Batch:
+    def fetch(self, indices: "np.ndarray", epoch: int) -> Batch:
         """The examples at `indices`, in that order; what is random in them depends on
         (seed, epoch, index) alone. Raises DataError naming what cannot be read."""
         ...
 
 
 class Source(Table):
-    """The `[data]` table of a recipe. `open` reads; nothing else touches a file."""
+    """The `[data]` table of a recipe. `open` and `describe` read; nothing else touches a file."""
 
     @abstractmethod
     def open(self, part: Part, seed: int) -> Examples:
         """Open the examples of one part. Raises DataError if it is missing or unreadable."""
+
+    def describe(self, part: Part, seed: int) -> Description:
+        """Say what `open` would give. Raises DataError where the part is missing or will not do.
+
+        The sources that come with dtrain read headers and names alone, without NumPy, so that
+        `dtrain check` answers at once; damage further inside a file is found when it is opened.
+        """
+        examples = self.open(part, seed)
+        return Description(len(examples), examples.fields)

@@ -1,16 +1,15 @@
-"""Stored values to what a model sees; the same for every source.
+"""What stored values become, by names of types and shapes alone; the same for every source.
 
 8-bit pictures become floats in a range, channels first; whole numbers (labels, tokens) become
-int64; floats keep their precision, but half floats become float32.
+int64; floats keep their precision, but half floats become float32. `conversion` does it.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-import numpy as np
-from pydantic import AfterValidator
-
+from dtrain.data.source import Field
 from dtrain.errors import DataError
-from dtrain.spec.table import Finite
+from dtrain.spec.table import Checked, Finite
 
 
 def _rising(range: tuple[float, float]) -> tuple[float, float]:
@@ -19,53 +18,55 @@ def _rising(range: tuple[float, float]) -> tuple[float, float]:
     return range
 
 
-Range = Annotated[tuple[Finite, Finite], AfterValidator(_rising)]
+Range = Annotated[tuple[Finite, Finite], Checked(_rising)]
 Channels = Literal["first", "last"]
+Shape = tuple[int, ...]
+
+# Every type that is taken, as NumPy names it, to what it becomes where it is no picture.
+BECOMES: Mapping[str, str] = {
+    "float16": "float32",
+    "float32": "float32",
+    **dict.fromkeys(("float64", "float96", "float128"), "float64"),
+    **dict.fromkeys(("int8", "int16", "int32", "int64"), "int64"),
+    **dict.fromkeys(("uint8", "uint16", "uint32", "uint64"), "int64"),
+    "bool": "int64",
+}
 
 
-def is_picture(dtype: np.dtype, axes: int) -> bool:
+def field_of(name: str, dtype: str, shape: Shape, channels: Channels) -> Field:
+    """What an example's stored value of this type and shape becomes in the field `name`.
+
+    Raises DataError where it holds no numbers, or where its channels seem to lie elsewhere.
+    """
+    check_numbers(name, dtype)
+    if is_picture(dtype, len(shape)):
+        return Field(picture_shape(name, shape, channels), "float32")
+    return Field(shape, BECOMES[dtype])
+
+
+def check_numbers(name: str, dtype: str) -> None:
+    """Raise DataError unless values of this type are floats, whole numbers or booleans."""
+    if dtype not in BECOMES:
+        raise DataError(f"field {name!r} holds {dtype}, not floats, whole numbers or booleans")
+
+
+def is_picture(dtype: str, axes: int) -> bool:
     """Whether examples of this type and so many axes are pictures: uint8 (H, W), (H, W, C) or (C, H, W)."""
-    return dtype == np.uint8 and axes in (2, 3)
+    return dtype == "uint8" and axes in (2, 3)
 
 
-def channels_first(name: str, pixels: np.ndarray, axes: int, channels: Channels) -> np.ndarray:
-    """View pictures, whose last `axes` axes are one example's, as (..., C, H, W).
+def picture_shape(name: str, shape: Shape, channels: Channels) -> Shape:
+    """The shape of a picture, channels first: (C, H, W).
 
     Raises DataError where only the other setting of `channels` gives a plausible picture.
     """
-    if axes == 2:
-        return np.expand_dims(pixels, -3)
-    last, first = pixels.shape[-1], pixels.shape[-3]
-    wanted, other = (last, first) if channels == "last" else (first, last)
+    if len(shape) == 2:
+        return (1, *shape)
+    wanted, other = (shape[2], shape[0]) if channels == "last" else (shape[0], shape[2])
     if wanted > 4 >= other:
         right = "first" if channels == "last" else "last"
         raise DataError(
-            f"field {name!r}: pictures of shape {pixels.shape[-3:]} have {wanted} channels if these come "
+            f"field {name!r}: pictures of shape {shape} have {wanted} channels if these come "
             f'{channels}; say data.channels = "{right}"'
         )
-    return np.moveaxis(pixels, -1, -3) if channels == "last" else pixels
-
-
-def check_numbers(name: str, values: np.ndarray) -> None:
-    """Raise DataError unless the values are floats, whole numbers or booleans."""
-    if values.dtype.kind not in "fiub":
-        raise DataError(f"field {name!r} holds {values.dtype}, not floats, whole numbers or booleans")
-
-
-def finish(values: np.ndarray, range: Range) -> np.ndarray:
-    """Turn a batch of stored values, its pictures channels first, into what a model sees."""
-    dtype = values.dtype
-    if dtype.kind == "f":
-        return values.astype(np.float64 if dtype.itemsize > 4 else np.float32, copy=False)
-    if is_picture(dtype, values.ndim - 1):
-        return scale(values, range)
-    return values.astype(np.int64, copy=False)
-
-
-def scale(pixels: np.ndarray, range: Range) -> np.ndarray:
-    """Map 0..255 linearly to `range`, as float32."""
-    low, high = range
-    scaled = pixels.astype(np.float32)
-    scaled *= (high - low) / 255
-    scaled += low
-    return scaled
+    return (shape[2], *shape[:2]) if channels == "last" else shape

@@ -5,8 +5,10 @@ version of Python, so there is no random state to save or to share among ranks.
 """
 
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def seed_of(*key: int | str) -> int:
@@ -15,6 +17,8 @@ def seed_of(*key: int | str) -> int:
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
-def generator(*key: int | str) -> np.random.Generator:
+def generator(*key: int | str) -> "np.random.Generator":
     """A NumPy generator that belongs to this key alone."""
+    import numpy as np
+
     return np.random.Generator(np.random.PCG64(seed_of(*key)))
