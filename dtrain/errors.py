@@ -1,6 +1,10 @@
 """Errors that a user can cause and mend. The CLI prints them without a traceback and exits with 2."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
+
+
+LONGEST = 200  # characters of a key that are shown
 
 
 class DtrainError(Exception):
@@ -9,25 +13,63 @@ class DtrainError(Exception):
     is_shared = True  # all ranks raise the same; where not, each that raises it says so itself
 
 
-class RecipeError(DtrainError):
-    """One mistake in a recipe: `key` is the dotted TOML key, such as `optimizers.generator.lr`."""
+class Spot(NamedTuple):
+    """A stretch of one line of a recipe, or of an argument of the command line."""
 
-    def __init__(self, key: str, message: str):
-        super().__init__(f"{key}: {message}" if key else message)
+    source: str  # the file's path, or "argument 2"
+    line: int  # counted from 1; 0 in an argument, which has one line alone
+    column: int  # counted from 1, in characters
+    length: int  # in characters, at least 1
+    text: str  # the whole line
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}:{self.column}" if self.line else f"{self.source}:{self.column}"
+
+
+class RecipeError(DtrainError):
+    """One mistake in a recipe: `key` is the dotted TOML key, such as `optimizers.generator.lr`.
+
+    `is_key` says that the key itself is wrong rather than its value; `suggestion` is the word that would do,
+    where one is near; `spot` is where the mistake was written, where that is known.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        message: str,
+        *,
+        is_key: bool = False,
+        suggestion: str | None = None,
+        spot: Spot | None = None,
+    ):
+        hint = "" if suggestion is None else f'; did you mean "{suggestion}"?'
+        shown = key if len(key) <= LONGEST else f"{key[: LONGEST // 2]}...{key[-LONGEST // 2 :]}"
+        said = f"{shown}: {message}{hint}" if key else f"{message}{hint}"
+        super().__init__(f"{spot}: {said}" if spot else said)
         self.key = key
-        self.message = message
+        self.message = message + hint
+        self.is_key = is_key
+        self.suggestion = suggestion
+        self.spot = spot
+
+    def written_at(self, key: str, spot: Spot | None, remark: str = "") -> "RecipeError":
+        """The same mistake under the key and at the place where it was written."""
+        moved = RecipeError(key, self.message + remark, is_key=self.is_key, spot=spot)
+        moved.suggestion = self.suggestion
+        return moved
 
 
 class RecipeErrors(RecipeError):
-    """Every mistake found in a recipe, at once."""
+    """Every mistake found in a recipe, at once, in the order in which they were written."""
 
     def __init__(self, errors: Sequence[RecipeError], source: str):
         self.errors = tuple(errors)
         self.source = source
-        lines = "\n".join(f"{source}: {error}" for error in errors)
+        lines = "\n".join(str(error) if error.spot else f"{source}: {error}" for error in errors)
         DtrainError.__init__(self, lines)
-        self.key = errors[0].key
-        self.message = errors[0].message
+        first = self.errors[0]
+        self.key, self.message, self.spot = first.key, first.message, first.spot
+        self.is_key, self.suggestion = first.is_key, first.suggestion
 
 
 class DataError(DtrainError):

@@ -3,28 +3,29 @@
 import os
 import sys
 import traceback
-from typing import Any
 
-import typer
+import click
 
 from dtrain.cli.check import check
+from dtrain.cli.diff import diff
+from dtrain.cli.mistakes import as_text
+from dtrain.cli.new import new
 from dtrain.cli.run import run
+from dtrain.cli.schema import schema
 from dtrain.cli.show import show
-from dtrain.errors import DtrainError, RecipeErrors
+from dtrain.errors import DtrainError, RecipeError, RecipeErrors
 
 LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 DEFECT, MISTAKE, INTERRUPTED = 1, 2, 130
-WrongUsage: Any = typer.BadParameter.__bases__[0]  # click's, wherever typer keeps it
 
-app = typer.Typer(
-    help="Train systems of several models from one TOML recipe, on one device or many.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-for command in (run, check, show):
-    app.command()(command)
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def app() -> None:
+    """Train systems of several models from one TOML recipe, on one device or many."""
+
+
+for command in (run, check, show, diff, new, schema):
+    app.add_command(command)
 
 
 def main(arguments: list[str]) -> int:
@@ -32,7 +33,8 @@ def main(arguments: list[str]) -> int:
 
     Where torch was used the process ends here: the interpreter's own end can abort under gloo's threads.
     """
-    sys.path.append(os.getcwd())  # where a recipe's own classes are found, as with `python -m dtrain`
+    if "--untrusted" not in arguments:
+        sys.path.append(os.getcwd())  # where a recipe's own classes are found, as with `python -m dtrain`
     code = carry_out(arguments)
     if "torch" in sys.modules:
         from dtrain.engines.processes import leave
@@ -44,22 +46,26 @@ def main(arguments: list[str]) -> int:
 def carry_out(arguments: list[str]) -> int:
     """Call the command and turn what it raises into words and an exit status."""
     try:
-        code = int(app(arguments, prog_name="dtrain", standalone_mode=False) or 0)
+        code = int(app(arguments or ["--help"], prog_name="dtrain", standalone_mode=False) or 0)
     except RecipeErrors as mistakes:
-        complain(str(mistakes), name="")
+        complain(as_text(mistakes, with_lines=sys.stderr.isatty()), name="")
+        return MISTAKE
+    except RecipeError as error:
+        complain(as_text(RecipeErrors([error], "dtrain"), with_lines=sys.stderr.isatty()), name="")
         return MISTAKE
     except DtrainError as error:
         complain(str(error), is_shared=error.is_shared)
         return MISTAKE
-    except WrongUsage as error:
-        complain(f"{error.format_message().rstrip('.')}; dtrain --help says what there is")
+    except click.UsageError as error:
+        said = error.format_message()
+        complain(said if said.endswith("?") else f"{said.rstrip('.')}; dtrain --help says what there is")
         return MISTAKE
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, click.Abort):
         code = INTERRUPTED
     except Exception:  # ours to mend; the other ranks wait until this one has ended
         traceback.print_exc()
         return DEFECT
-    if code == INTERRUPTED:  # typer makes a status of Ctrl-C itself
+    if code == INTERRUPTED:
         complain("interrupted; the same command carries on from the newest checkpoint")
     return code
 
@@ -67,6 +73,6 @@ def carry_out(arguments: list[str]) -> int:
 def complain(message: str, *, name: str = "dtrain: ", is_shared: bool = True) -> None:
     """Say a mistake on stderr; one that all ranks share is said once on each machine."""
     if next((os.environ[name] for name in LOCAL_RANKS if name in os.environ), "0") == "0":
-        print(f"{name}{message}", file=sys.stderr, flush=True)
+        print(f"{name}{visible(message)}", file=sys.stderr, flush=True)
     elif not is_shared:
-        print(f"{name}rank {os.environ.get('RANK')}: {message}", file=sys.stderr, flush=True)
+        print(f"{name}rank {os.environ.get('RANK')}: {visible(message)}", file=sys.stderr, flush=True)

@@ -1,12 +1,37 @@
 """Arguments that several commands share."""
 
+from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
-from typing import Annotated
+from typing import Any, TypeVar
 
-import typer
+import click
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE...", help="Values in place of the recipe's: train.steps=100."),
-]
+F = TypeVar("F", bound=Callable[..., Any])
+
+recipe = click.argument("recipe", type=click.Path(path_type=Path))
+overrides = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+set_files = click.option(
+    "--set-file",
+    "set_files",
+    metavar="FILE",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A TOML file whose values take the place of the recipe's.",
+)
+untrusted = click.option(
+    "--untrusted",
+    is_flag=True,
+    help="The recipe is a stranger's: import torch's and dtrain's own classes alone.",
+)
+trust = click.option(
+    "--trust",
+    metavar="PACKAGE",
+    multiple=True,
+    help="Let a stranger's recipe import classes of this package, too.",
+)
+
+
+def a_recipe(command: F) -> F:
+    """A command of one recipe: what names it, what takes the place of its values, what it may import."""
+    return reduce(lambda inner, add: add(inner), (trust, untrusted, set_files, overrides, recipe), command)

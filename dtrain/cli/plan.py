@@ -2,26 +2,19 @@
 
 import math
 
-from dtrain.data.opening import open_examples
-from dtrain.data.source import Examples
-from dtrain.recipe.fit import check_fields, check_shares
+from dtrain.data.source import Description
 from dtrain.recipe.plan import checkpoint_size, plan_memory, total_steps
 from dtrain.recipe.values import Recipe
 from dtrain.spec.blocks import Row
 from dtrain.spec.initial import Shape
+from dtrain.spec.layers import title
 from dtrain.spec.models import Model, ModelSpec
 from dtrain.spec.table import Imported
 
 
-def print_plan(recipe: Recipe, processes: int) -> None:
-    """Print what a recipe will do on so many processes. Raises RecipeError or DataError if it cannot."""
-    examples = None if isinstance(recipe.data, Imported) else open_examples(recipe.data, "train", recipe.seed)
-    if examples is not None:
-        check_fields(recipe, examples)
-    evaluation = recipe.evaluate.data or recipe.data
-    if recipe.every.evaluate and not isinstance(evaluation, Imported):
-        check_fields(recipe, open_examples(evaluation, "evaluate", recipe.seed))
-    check_shares(recipe, recipe.train.batch_size if examples is None else len(examples), processes)
+def print_plan(recipe: Recipe, data: Description | None, processes: int) -> None:
+    """Print what a recipe will do with its data, where that is known, on so many processes."""
+    examples = None if data is None else data.count
     for name, model in recipe.models.items():
         print("\n".join(model_lines(name, model)), end="\n\n")
     print("\n".join(phase_lines(recipe)), end="\n\n")
@@ -34,16 +27,17 @@ def model_lines(name: str, model: Model) -> list[str]:
     if not isinstance(model, ModelSpec):
         return [f"model {name}: {model.path} (imported when it is built)"]
     rows = model.rows()
-    width = max(len(row.name) + len(row.layer.kind) for row in rows) + 6
+    width = max(len(row.name) + len(title(row.layer)) for row in rows) + 6
     ends = f"{shape_text(model.input)} to {shape_text(model.output)}"
-    lines = [f"model {name}: {ends}, {model.parameter_count():,} parameters"]
+    more = " + those of imported layers" if model.imports_layers else ""
+    lines = [f"model {name}: {ends}, {model.parameter_count():,} parameters{more}"]
     return lines + [layer_line(row, width) for row in rows]
 
 
 def layer_line(row: Row, width: int) -> str:
     """One layer: its canonical name, its kind, the shape that comes out, how many numbers it trains."""
     count = sum(math.prod(parameter.shape) for parameter in row.layer.parameters(row.before).values())
-    left = f"  {row.name:<3} {row.layer.kind}"
+    left = f"  {row.name:<3} {title(row.layer)}"
     line = f"{left:<{width}} {shape_text(row.after)}"
     return f"{line:<{width + 20}} {count:>10,}" if count else line
 
@@ -66,12 +60,13 @@ def rate_text(recipe: Recipe, name: str) -> str:
     optimizer = recipe.optimizers[name]
     clip = f", clip {optimizer.clip:g}" if optimizer.clip is not None else ""
     kind = optimizer.kind or getattr(optimizer, "path", "")
-    return f"{kind} lr {optimizer.lr:g} {optimizer.schedule.kind}{clip}"
+    schedule = optimizer.schedule
+    return f"{kind} lr {optimizer.lr:g} {getattr(schedule, 'path', schedule.kind)}{clip}"
 
 
-def data_lines(recipe: Recipe, examples: Examples | None, processes: int) -> list[str]:
+def data_lines(recipe: Recipe, examples: int | None, processes: int) -> list[str]:
     """How the examples divide into updates, micro-batches and processes."""
-    train, steps = recipe.train, total_steps(recipe, None if examples is None else len(examples))
+    train, steps = recipe.train, total_steps(recipe, examples)
     count = -(-train.batch_size // train.micro)
     most = -(-count // processes)
     idle = most * processes - count
@@ -82,7 +77,7 @@ def data_lines(recipe: Recipe, examples: Examples | None, processes: int) -> lis
     ]
     length = f"{steps:,} steps" if steps is not None else f"{train.epochs} epochs"
     if examples is not None:
-        length += f" over {len(examples):,} examples"
+        length += f" over {examples:,} examples"
     return [*lines, f"whole run: {length}, in {train.precision}"]
 
 
@@ -90,7 +85,7 @@ def memory_lines(recipe: Recipe) -> list[str]:
     """Estimates in bytes."""
     memory, size = plan_memory(recipe), checkpoint_size(recipe)
     if memory is None or size is None:
-        return ["memory and size of a checkpoint: unknown, as a model is imported"]
+        return ["memory and size of a checkpoint: unknown, as a model or a layer is imported"]
     parts = ("weights", "gradients", "optimizers", "averages", "activations")
     shares = ", ".join(f"{name} {bytes_text(getattr(memory, name))}" for name in parts)
     saves = f"every {recipe.every.save} steps" if recipe.every.save else "at the end alone (every.save)"

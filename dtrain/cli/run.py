@@ -2,23 +2,41 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
-from dtrain.cli.arguments import Overrides, RecipePath
+from dtrain.cli.arguments import a_recipe
 from dtrain.errors import DtrainError
 
 
+@click.command()
+@a_recipe
+@click.option("--fresh", is_flag=True, help="Begin anew even if a run was cut off.")
+@click.option("--resume", type=click.Path(path_type=Path), help="Start from this run or checkpoint.")
+@click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="The folder in which runs are kept.",
+)
 def run(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew even if a run was cut off.")] = False,
-    resume: Annotated[Path | None, typer.Option(help="Start from this run or checkpoint.")] = None,
-    runs: Annotated[Path, typer.Option(help="The folder in which runs are kept.")] = Path("runs"),
+    recipe: Path,
+    overrides: Sequence[str],
+    set_files: Sequence[Path],
+    untrusted: bool,
+    trust: Sequence[str],
+    fresh: bool,
+    resume: Path | None,
+    runs: Path,
 ) -> None:
-    """Train a recipe. A run of it that was cut off carries on from its newest checkpoint."""
+    """Train a recipe.
+
+    A run of the same recipe that was cut off carries on from its newest checkpoint.
+    """
+    from dtrain.engines.launcher import contradictions
     from dtrain.engines.world import read_world, tie_to_launcher
 
     if fresh and resume is not None:
@@ -27,22 +45,24 @@ def run(
     world = read_world(os.environ)
     tie_to_launcher(world)
 
-    from dtrain.recipe.load import load
+    from dtrain.cli.trust import trust_of
+    from dtrain.recipe.fit import check_data
+    from dtrain.recipe.load import from_document, read
+    from dtrain.recipe.locate import located
 
-    sys.path.append(str(recipe.parent.absolute()))  # a recipe's own modules may lie beside it
-
-    loaded = load(recipe, overrides or ())  # a mistake is told before torch takes its seconds to come
+    document = read(recipe, overrides, set_files=set_files, trust=trust_of(untrusted, trust))
+    if document.trust.everything:
+        sys.path.append(str(recipe.parent.absolute()))  # a recipe's own modules may lie beside it
+    loaded = from_document(document)  # a mistake is told before torch takes its seconds to come
+    clips = {name: optimizer.clip for name, optimizer in loaded.optimizers.items()}
+    if against_launcher := list(contradictions(loaded.train, clips, world.size, world.asked)):
+        raise located(document, against_launcher)
+    if world.local_rank == 0:  # of a folder of a million pictures one listing a machine is enough
+        check_data(loaded, document, world.size)
 
     from dtrain.loop import train
     from dtrain.run import setup, watch
 
-    precision = world.precision_of_launcher
-    if precision not in ("no", loaded.train.precision) and world.rank == 0:
-        print(
-            f"dtrain: the launcher's mixed_precision ({precision}) is not used; "
-            f"train.precision decides: {loaded.train.precision}",
-            file=sys.stderr,
-        )
     with setup(loaded, runs=runs, fresh=fresh, resume=resume, world=world) as ready:
         if ready.engine.rank == 0 and ready.place.checkpoint is not None:
             print(f"carrying on from {_short(ready.place.checkpoint)}", flush=True)

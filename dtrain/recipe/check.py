@@ -1,74 +1,189 @@
 """What must agree between the tables of a recipe, found before anything is built."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 from dtrain.errors import RecipeError
-from dtrain.recipe.decode import nearest
-from dtrain.recipe.values import Recipe
-from dtrain.spec.blocks import LayerError
-from dtrain.spec.models import ModelSpec
-from dtrain.spec.table import Imported
+from dtrain.recipe.mend import roundness
+from dtrain.recipe.parts import Parts
+from dtrain.spec.blocks import LayerError, shape_after
+from dtrain.spec.models import Model, ModelSpec
+from dtrain.spec.optimizers import Optimizer
+from dtrain.spec.table import Wrong
+from dtrain.spec.words import either, nearest, show
+from dtrain.systems.base import System
 
 
-def mistakes(recipe: Recipe) -> Iterator[RecipeError]:
-    """Every contradiction of a recipe whose tables are well formed one by one."""
-    yield from _batches(recipe)
-    yield from _names(recipe)
-    misfits = list(_shapes(recipe))
+def mistakes(parts: Parts, spread: Collection[str] = ()) -> Iterator[RecipeError]:
+    """Every contradiction between the tables that are well formed one by one.
+
+    The optimizers of the models `spread` are "*", which is for those of them that are trained.
+    """
+    yield from _batches(parts.values.get("train"))
+    system = parts.values.get("system")
+    metrics = _evaluated(system, parts)
+    if (checkpoint := parts.values.get("checkpoint")) is not None and checkpoint.best is not None:
+        yield from _metric("checkpoint.best", checkpoint.best, metrics)
+    yield from _monitors(parts, metrics)
+    if not isinstance(system, System):
+        yield from _names(parts, {})
+        return
+    needed = needed_models(system)
+    absent = {name: _misspelt(name, parts, needed) for name in needed if name not in parts.names("models")}
+    for name, wrong in absent.items():
+        yield _missing_model(system, name, wrong, parts)
+    yield from _names(parts, absent)
+    yield from _trained(parts, system, {*spread, *absent.values()})
+    if getattr(parts.values.get("evaluate"), "metrics", None) and type(system).predict is System.predict:
+        said = f"the {system.kind or type(system).__name__} has no predictions to measure"
+        yield RecipeError("evaluate.metrics", said, is_key=True)
+
+
+def fit(models: Mapping[str, Model], system: Any) -> Iterator[RecipeError]:
+    """Every place where two shapes do not agree."""
+    misfits = list(_shapes(models))
     yield from misfits
-    if not misfits and not isinstance(recipe.system, Imported):
-        yield from _system(recipe)
+    if not misfits and isinstance(system, System) and set(needed_models(system)) <= models.keys():
+        try:
+            found = list(system.check(models) or ())
+        except ValueError as error:
+            found = [error]
+        for one in found:
+            yield RecipeError(one.at if isinstance(one, Wrong) else "system", str(one))
 
 
-def _batches(recipe: Recipe) -> Iterator[RecipeError]:
-    size, micro = recipe.train.batch_size, recipe.train.micro
-    if size % micro:
-        yield RecipeError("train.batch_size", f"{size} is not a multiple of train.micro_batch_size ({micro})")
+def needed_models(system: System) -> list[str]:
+    """The models that a system trains, or feeds with data."""
+    trained = [name for phase in system.phases() for name in phase.updates]
+    return list(dict.fromkeys([*trained, *filter(None, system.reads().values())]))
 
 
-def _names(recipe: Recipe) -> Iterator[RecipeError]:
-    there = ", ".join(recipe.models)
-    for table, names in (("optimizers", recipe.optimizers), ("averages", recipe.averages)):
-        for name in names:
-            if name not in recipe.models:
-                yield RecipeError(
-                    f"{table}.{name}",
-                    f"there is no such model; models are {there}{nearest(name, recipe.models)}",
-                )
-    best = recipe.checkpoint.best
-    if best is not None and not best.startswith("evaluate/"):
+def _batches(train: Any) -> Iterator[RecipeError]:
+    if train is None or not train.batch_size % train.micro:
+        return
+    size, micro = train.batch_size, train.micro
+    if roundness(micro) < roundness(size) or micro > size:
+        fitting = max(n for n in range(1, min(micro, size) + 1) if size % n == 0)
+        said = f"{micro} does not divide train.batch_size ({size}); {fitting} would"
+        yield RecipeError("train.micro_batch_size", said)
+    else:
+        below, above = size - size % micro, size - size % micro + micro
+        near = f"{below} or {above}" if below else above
         yield RecipeError(
-            "checkpoint.best", f'"{best}" is not a metric of evaluation, such as "evaluate/loss"'
+            "train.batch_size",
+            f"{size} is not a multiple of train.micro_batch_size ({micro}); {near} would do",
         )
 
 
-def _shapes(recipe: Recipe) -> Iterator[RecipeError]:
-    for name, model in recipe.models.items():
+def _evaluated(system: Any, parts: Parts) -> list[str]:
+    """The metrics of evaluation; empty where only a run can tell, or the table of them is not good."""
+    if "evaluate" not in parts.values and ("evaluate" in parts.table or parts.misspelt("evaluate")):
+        return []
+    more = parts.values["evaluate"].metrics if "evaluate" in parts.values else ()
+    owners = {
+        next(cls for cls in type(system).__mro__ if name in vars(cls))
+        for name in ("evaluate", "evaluates")
+        if isinstance(system, System)
+    }
+    if len(owners) != 1:  # a class of the user's own may evaluate more than the one that it is made from
+        return []
+    return [f"evaluate/{name}" for name in (*system.evaluates, *more)]
+
+
+def _metric(key: str, found: str, metrics: list[str]) -> Iterator[RecipeError]:
+    """What is wrong with the name of a metric."""
+    own = "evaluate/" + found.rpartition("/")[2]
+    if metrics and found not in metrics:
+        said = f"found {show(found)}; {either(metrics)} would do"
+        yield RecipeError(key, said, suggestion=own if own in metrics else nearest(found, metrics))
+    elif found != own and not found.startswith("evaluate/"):
+        said = f'found {show(found)}; a metric of evaluation would do, such as "evaluate/loss"'
+        yield RecipeError(key, said, suggestion=own)
+
+
+def _monitors(parts: Parts, metrics: list[str]) -> Iterator[RecipeError]:
+    """Schedules that go by what is never evaluated."""
+    every = parts.values.get("every")
+    is_evaluated = bool(every.evaluate) if every is not None else "every" in parts.table
+    for name, optimizer in parts.values.get("optimizers", {}).items():
+        monitor, key = getattr(optimizer.schedule, "monitor", None), f"optimizers.{name}.schedule.monitor"
+        if monitor is None:
+            continue
+        yield from _metric(key, monitor, metrics)
+        if not is_evaluated:
+            said = "nothing is evaluated before the end (every.evaluate is 0); every.evaluate = 500 would do"
+            yield RecipeError(key, said)
+
+
+def _misspelt(name: str, parts: Parts, needed: list[str]) -> str | None:
+    """The model of the recipe that was meant to be the one that the system needs."""
+    return nearest(name, [model for model in parts.names("models") if model not in needed])
+
+
+def _missing_model(system: System, name: str, wrong: str | None, parts: Parts) -> RecipeError:
+    kind = system.kind or type(system).__name__
+    if wrong is not None:
+        said = f'the {kind} has no use for this model, but needs "{name}"'
+        return RecipeError(f"models.{wrong}", said, is_key=True, suggestion=name)
+    there = ", ".join(parts.names("models")) or "none"
+    return RecipeError(f"models.{name}", f"required by the {kind}, but missing; models are {there}")
+
+
+def _names(parts: Parts, absent: Mapping[str, str | None]) -> Iterator[RecipeError]:
+    """Optimizers and averages of models that are not there."""
+    models = parts.names("models")
+    there = ", ".join(models) or "none"
+    for table in ("optimizers", "averages"):
+        names = parts.names(table)
+        for name in names:
+            if name in models or name in absent or (name == "*" and table == "optimizers"):
+                continue
+            near = nearest(name, models, first=[model for model in models if model not in names])
+            said = f"there is no such model; models are {there}"
+            yield RecipeError(f"{table}.{name}", said, is_key=True, suggestion=near)
+
+
+def _shapes(models: Mapping[str, Model]) -> Iterator[RecipeError]:
+    for name, model in models.items():
         if not isinstance(model, ModelSpec):
             continue
         try:
-            model.rows()
+            shape_after(model.layers, model.input)
         except LayerError as error:
             yield RecipeError(f"models.{name}.{error.at}", str(error))
 
 
-def _system(recipe: Recipe) -> Iterator[RecipeError]:
-    try:
-        recipe.system.check(recipe.models)
-    except ValueError as error:
-        yield RecipeError("system", str(error))
-        return
-    trained = [name for phase in recipe.system.phases() for name in phase.updates]
-    for name in dict.fromkeys(trained):
-        if name not in recipe.models:
-            yield RecipeError(f"models.{name}", "the system trains it, but the recipe has no such model")
-        elif name not in recipe.optimizers:
+def _trained(parts: Parts, system: System, others: Collection[str | None]) -> Iterator[RecipeError]:
+    """Models without optimizers, and the reverse; of some others an optimizer is no mistake."""
+    trained = list(dict.fromkeys(name for phase in system.phases() for name in phase.updates))
+    own, optimizers = parts.table.get("models"), parts.names("optimizers")
+    models = list(own) if isinstance(own, dict) else []
+    misspelt = {nearest(name, models) for name in optimizers if name not in models}
+    for name in trained:
+        if name in models and name not in optimizers and name not in misspelt and "optimizers" in parts.table:
             yield RecipeError(f"optimizers.{name}", "the system trains this model, but it has no optimizer")
-    for name in recipe.optimizers:
-        model = recipe.models.get(name)
-        if isinstance(model, ModelSpec) and not model.parameter_count():
-            yield RecipeError(f"models.{name}", "has nothing to train, but has an optimizer")
-    for table, names in (("optimizers", recipe.optimizers), ("averages", recipe.averages)):
-        for name in names:
-            if name in recipe.models and name not in trained:
-                yield RecipeError(f"{table}.{name}", "no phase of the system trains this model")
+    for name in optimizers:
+        model = parts.values.get("models", {}).get(name)
+        if isinstance(model, ModelSpec) and not _counts(model) and name in trained:
+            yield RecipeError(f"models.{name}", "has nothing to train, but has an optimizer", is_key=True)
+    for table in ("optimizers", "averages"):
+        for name in parts.names(table):
+            if name in models and name not in trained and name not in others:
+                yield RecipeError(f"{table}.{name}", "no phase of the system trains this model", is_key=True)
+
+
+def _counts(model: ModelSpec) -> bool:
+    """Whether a model has anything to train; one whose shapes do not fit is taken to have."""
+    try:
+        return bool(model.parameter_count()) or model.imports_layers
+    except ValueError:
+        return True
+
+
+def too_long(optimizers: Mapping[str, Optimizer], total: int | None) -> Iterator[RecipeError]:
+    """Warm-ups that are longer than the whole run of `total` steps; None where only the data can tell."""
+    for name, optimizer in optimizers.items():
+        warmup = getattr(optimizer.schedule, "warmup", 0)
+        if total is not None and warmup > total:
+            said = f"found {warmup}, but the whole run has {total} steps; at most that would do"
+            yield RecipeError(f"optimizers.{name}.schedule.warmup", said)

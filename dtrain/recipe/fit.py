@@ -1,55 +1,177 @@
 """Whether a recipe fits its data and the number of processes."""
 
 import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
-from dtrain.data.source import Examples
-from dtrain.errors import RecipeError
+from dtrain.data.opening import describe
+from dtrain.data.source import Description, Field, Source
+from dtrain.errors import DtrainError, RecipeError, RecipeErrors
+from dtrain.recipe.check import fit, too_long
+from dtrain.recipe.document import Document, at
+from dtrain.recipe.imports import missing_modules
+from dtrain.recipe.locate import located
+from dtrain.recipe.mend import mended
+from dtrain.recipe.plan import total_steps
+from dtrain.recipe.texts import near_path
 from dtrain.recipe.values import Recipe
-from dtrain.spec.layers import BatchNorm, Embedding
+from dtrain.spec.blocks import LayerError
+from dtrain.spec.decode import fields_of
+from dtrain.spec.layers import BatchNorm, Embedding, ImportedLayer
 from dtrain.spec.models import Model, ModelSpec
-from dtrain.spec.table import Imported
+from dtrain.spec.table import Imported, Wrong
+from dtrain.spec.words import nearest, placed
+from dtrain.systems.base import System
 
 
-def check_fields(recipe: Recipe, examples: Examples) -> None:
-    """Raise RecipeError unless the data has what the system reads, in the shapes and types that it takes."""
-    if isinstance(recipe.system, Imported):
-        return
-    for name, model in recipe.system.reads().items():
-        if name not in examples.fields:
-            there = ", ".join(examples.fields)
-            raise RecipeError("data", f'the system reads the field "{name}"; the data has {there}')
-        spec = recipe.models[model] if model else None
-        if not isinstance(spec, ModelSpec):
-            continue
-        field = examples.fields[name]
-        if spec.input != field.shape:
-            raise RecipeError(
-                f"models.{model}.input",
-                f"is {list(spec.input)}, but the data's {name} is {list(field.shape)}",
+def check_data(recipe: Recipe, document: Document, processes: int) -> Description | None:
+    """Raise RecipeErrors unless the data is there and fits; what it is, where it is not imported.
+
+    Reads names and headers alone. Raises DataError if these cannot be read.
+    """
+    values = vars(recipe)
+    if errors := [*outside(values, document), *missing_files(values, document), *missing_modules(values)]:
+        raise located(document, errors)
+    data = None if isinstance(recipe.data, Imported) else describe(recipe.data, "train", recipe.seed)
+    evaluation = recipe.evaluate.data or recipe.data
+    parts = [("data", data)]
+    if recipe.every.evaluate and not isinstance(evaluation, Imported):
+        where = "evaluate.data" if recipe.evaluate.data else "data"
+        parts.append((where, describe(evaluation, "evaluate", recipe.seed)))
+
+    def problems(models: Mapping[str, Model], system: Any) -> list[RecipeError]:
+        fields = [e for key, part in parts if part for e in field_problems(models, system, part.fields, key)]
+        return [*fit(models, system), *fields]
+
+    errors = mended(recipe.models, recipe.system, problems, document)
+    examples = recipe.train.batch_size if data is None else data.count
+    errors += share_problems(recipe, examples, processes)
+    if recipe.train.steps is None and data is not None:
+        errors += too_long(recipe.optimizers, total_steps(recipe, data.count))
+    if errors:
+        raise located(document, errors)
+    return data
+
+
+def misfits(values: Mapping[str, Any], document: Document) -> list[RecipeError]:
+    """Every place where two shapes do not agree; of two that differ the data says which is wrong."""
+    models, system, data = values.get("models", {}), values.get("system"), values.get("data")
+    if not list(fit(models, system)):
+        return []
+    fields: Mapping[str, Field] = {}
+    if isinstance(data, Source) and not [*outside(values, document), *missing_files(values, document)]:
+        with suppress(DtrainError):
+            fields = describe(data, "train", 0).fields
+
+    def problems(models: Mapping[str, Model], system: Any) -> list[RecipeError]:
+        return [*fit(models, system), *(field_problems(models, system, fields, "data") if fields else ())]
+
+    return mended(models, system, problems, document)
+
+
+def outside(values: Mapping[str, Any], document: Document) -> Iterator[RecipeError]:
+    """Every path of a stranger's recipe that leads out of its folder, but for those of the command line."""
+    for key, path in data_paths(values):
+        if _is_outside(key, path, document):
+            said = (
+                f"{path} lies outside of the recipe's folder, and it is not trusted; give it as an argument"
             )
-        if field.dtype.kind != "f" and not isinstance(spec.layers[0], Embedding):
-            raise RecipeError(
-                "data",
+            yield RecipeError(key, f"{said}: {key}=PATH")
+
+
+def _is_outside(key: str, path: Path, document: Document) -> bool:
+    if document.trust.everything or not document.said_at(placed(key)).text.is_file:
+        return False
+    folder = document.main.folder.resolve()
+    return not path.resolve().is_relative_to(folder)
+
+
+def data_paths(values: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
+    """The paths of built-in sources, under their keys."""
+    evaluation = getattr(values.get("evaluate"), "data", None)
+    for key, data in (("data", values.get("data")), ("evaluate.data", evaluation)):
+        for name in fields_of(type(data)) if isinstance(data, Source) else ():
+            path = getattr(data, name)
+            if isinstance(path, Path):
+                yield f"{key}.{name}", path
+
+
+def missing_files(values: Mapping[str, Any], document: Document) -> Iterator[RecipeError]:
+    """Every path of the data that leads nowhere, with one that is there and near; not those outside."""
+    for key, path in data_paths(values):
+        if _is_outside(key, path, document):
+            continue
+        if not os.path.exists(path):
+            written = str(at(document.table, placed(key)))
+            yield RecipeError(key, f"{path} does not exist", suggestion=near_path(path, written))
+        elif not path.is_file() and not path.is_dir():  # a pipe or a device may have no end
+            yield RecipeError(key, f"{path} is neither a file nor a folder")
+
+
+def check_fields(recipe: Recipe, fields: Mapping[str, Field]) -> None:
+    """Raise RecipeErrors unless the data has what the system reads, in the shapes and types that it takes."""
+    if errors := list(field_problems(recipe.models, recipe.system, fields, "data")):
+        raise RecipeErrors(errors, recipe.name)
+
+
+def field_problems(
+    models: Mapping[str, Model], system: Any, fields: Mapping[str, Field], key: str
+) -> Iterator[RecipeError]:
+    """What the data under `key` lacks of what the system reads, or has in another shape or type."""
+    if not isinstance(system, System):
+        return
+    absent = [name for name in system.reads() if name not in fields]
+    for name in absent:
+        there = ", ".join(fields)
+        said = next((key for key in fields_of(type(system)) if getattr(system, key) == name), None)
+        where = key if said is None else f"system.{said}"
+        near = nearest(name, fields)
+        yield RecipeError(where, f'the data has no field "{name}"; it has {there}', suggestion=near)
+    for name, model in system.reads().items():
+        spec = models.get(model) if model else None
+        if name not in fields or not isinstance(spec, ModelSpec):
+            continue
+        field = fields[name]
+        if spec.input != field.shape:
+            said = f"is {list(spec.input)}, but the data's {name} is {list(field.shape)}"
+            yield RecipeError(f"models.{model}.input", said)
+        elif not field.holds_fractions and not isinstance(spec.layers[0], Embedding | ImportedLayer):
+            yield RecipeError(
+                key,
                 f'the field "{name}" holds whole numbers, but models.{model} takes fractions; '
                 "store it as floats, or pictures as 8-bit (height, width)",
             )
     try:
-        recipe.system.check_data(recipe.models, examples.fields)
+        if not absent:
+            system.check_data(models, fields)
+    except LayerError:
+        return  # said of the model itself
+    except Wrong as error:
+        yield RecipeError(error.at, str(error), is_key=error.is_key)
     except ValueError as error:
-        raise RecipeError("data", str(error)) from None
+        yield RecipeError(key, str(error))
 
 
 def check_shares(recipe: Recipe, examples: int, processes: int) -> None:
-    """Raise RecipeError if batches do not fit the examples, or leave processes without work."""
+    """Raise RecipeErrors if batches do not fit the examples, or leave processes without work."""
+    if errors := list(share_problems(recipe, examples, processes)):
+        raise RecipeErrors(errors, recipe.name)
+
+
+def share_problems(recipe: Recipe, examples: int, processes: int) -> Iterator[RecipeError]:
+    """What of the batches does not fit the examples, or leaves processes without work."""
     batch, micro = recipe.train.batch_size, recipe.train.micro
     if batch > examples:
-        raise RecipeError("train.batch_size", f"{batch} is more than the {examples} examples of the data")
+        yield RecipeError("train.batch_size", f"{batch} is more than the {examples} examples of the data")
     if processes > batch:
-        raise RecipeError("train.batch_size", f"{batch} examples cannot be shared by {processes} processes")
-    if processes > batch // micro:
+        yield RecipeError("train.batch_size", f"{batch} examples cannot be shared by {processes} processes")
+    elif processes > batch // micro:
         sizes = range(1, batch // processes + 1)
         fitting = max(size for size in sizes if batch % size == 0)
-        raise RecipeError(
+        yield RecipeError(
             "train.micro_batch_size",
             f"a batch of {batch} in micro-batches of {micro} leaves some of {processes} processes without "
             f"work; set it to {fitting} or less",
@@ -57,7 +179,7 @@ def check_shares(recipe: Recipe, examples: int, processes: int) -> None:
     if examples % batch % micro == 1 or micro == 1:
         for name, model in recipe.models.items():
             if _needs_company(model):
-                raise RecipeError(
+                yield RecipeError(
                     "train.micro_batch_size",
                     f"{micro} leaves a micro-batch of one example, which the batch_norm of models.{name} "
                     "cannot normalise; choose another size, or a group_norm",

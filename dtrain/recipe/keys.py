@@ -1,48 +1,157 @@
-"""Which keys a table may have: read off the types of the recipe, for the near miss in an error."""
+"""What the types of the recipe say of its keys: which tables have a key, and what may stand at a place."""
 
 import dataclasses
+import types
 import typing
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
 
-from dtrain.spec.models import ModelSpec, decode_model
-from dtrain.spec.table import KINDS, Decoded, OneOf
+from dtrain.errors import RecipeError
+from dtrain.recipe.document import has
+from dtrain.recipe.values import Recipe
+from dtrain.spec.decode import UnknownKey, fields_of, own_keys, split
+from dtrain.spec.layers import Layer
+from dtrain.spec.models import ModelSpec
+from dtrain.spec.schedules import Schedule
+from dtrain.spec.table import Imported, OneOf
+from dtrain.spec.words import Place, either, placed
+
+TOP = ("extends", "layers")  # keys of a file that a resolved recipe has no more
 
 
-def known_keys(cls: type, place: tuple[int | str, ...], table: Any) -> list[str]:
-    """The keys of the table at `place` inside `table`, which decodes as `cls`; none if it is free."""
-    target: Any = cls
+@cache
+def _owners() -> dict[str, str]:
+    keys = dict.fromkeys(key for _, cls in tables() for key in fields_of(cls))
+    return {key: _owners_of(key) for key in keys}
+
+
+def owners(key: str) -> str:
+    """The tables that have a key, in words; empty if none has."""
+    return _owners().get(key, "")
+
+
+def _owners_of(key: str) -> str:
+    grouped: dict[str, dict[str, bool]] = {}
+    for name, cls in tables():
+        table, _, kind = name.partition("|")
+        grouped.setdefault(table, {})[kind] = key in fields_of(cls)
+    texts = []
+    for table, kinds in grouped.items():
+        having = [kind for kind, has_it in kinds.items() if has_it]
+        if having:
+            texts.append(table if len(having) == len(kinds) else f"{table} of kind {either(having)}")
+    return either(texts) if texts else ""
+
+
+def tables() -> Iterator[tuple[str, type]]:
+    """Every table of a recipe: its name, with its kind behind a bar, and its class."""
+    yield "the top of the recipe", Recipe
+    for key, (target, _) in fields_of(Recipe).items():
+        inner, notes = split(_without_none(target))
+        name = f"[{key}]"
+        if typing.get_origin(inner) is not None and "Mapping" in str(typing.get_origin(inner)):
+            inner, notes = split(typing.get_args(inner)[-1])
+            name = f"[{key}.NAME]"
+        for note in notes:
+            if isinstance(note, OneOf):
+                yield from _family(name, note)
+        is_family = any(isinstance(note, OneOf) for note in notes)
+        if dataclasses.is_dataclass(inner) and isinstance(inner, type) and not is_family:
+            yield name, inner
+    yield from _family("a layer", OneOf(Layer))
+    yield from _family("a schedule", OneOf(Schedule))
+    yield "[models.NAME]", ModelSpec
+
+
+def _family(name: str, family: OneOf) -> Iterator[tuple[str, type]]:
+    for kind, cls in family.kinds.items():
+        yield f"{name}|{kind}", cls
+
+
+def _without_none(target: Any) -> Any:
+    """`X` of `X | None`."""
+    inner, notes = split(target)
+    arms = [arm for arm in typing.get_args(inner) if arm is not type(None)]
+    is_optional = type(None) in typing.get_args(inner)
+    return arms[0] if is_optional and len(arms) == 1 and not notes else target
+
+
+def takes_path(table: Any, place: Place) -> bool:
+    """Whether a path may stand at a place of a recipe's table; arguments of imported data may be paths."""
+    target: Any = Recipe
     for part in place:
         target = _inside(target, part, table)
+        if target is Imported:
+            return part != "kind" and place[0] in ("data", "evaluate")
+        if target is None:
+            return False
         table = table[part]
-    target = _concrete(target, table)
-    if not dataclasses.is_dataclass(target):
-        return []
-    names = [field.name for field in dataclasses.fields(target)]
-    return ["kind", *names] if getattr(target, "kind", "") else names
+    return Path in _arms(target)
+
+
+def type_at(table: Any, place: Place) -> Any:
+    """The type of what may stand at a place, where perhaps nothing stands; None where nothing may."""
+    target: Any = Recipe
+    for part in place[:-1]:
+        target = _inside(target, part, table)
+        if target is None or not has(table, (part,)):
+            return None
+        table = table[part]
+    families = [note for note in split(_without_none(target))[1] if isinstance(note, OneOf)]
+    if families and place[-1] == "kind":
+        return Literal[tuple(families[0].kinds)] if families[0].kinds else None
+    found = _inside(target, place[-1], table)
+    return None if found is Imported else found
+
+
+@cache
+def vocabulary() -> frozenset[str]:
+    """Every key of every table, and every kind."""
+    words = {name.rpartition("|")[2] for name, _ in tables()}
+    return frozenset(words | {key for _, cls in tables() for key in fields_of(cls)})
+
+
+def is_of_shapes(mistake: RecipeError) -> bool:
+    """Whether a mistake is a key of layers that stands elsewhere, so that no shape is as it was meant."""
+    keys = {key for name, cls in tables() if name.startswith("a layer|") for key in fields_of(cls)}
+    return isinstance(mistake, UnknownKey) and placed(mistake.key)[-1] in keys
 
 
 def _inside(target: Any, part: int | str, table: Any) -> Any:
-    """The type of the item `part` of a value of type `target`."""
-    target = _concrete(target, table)
-    if dataclasses.is_dataclass(target):
-        return typing.get_type_hints(target, include_extras=True).get(str(part))
-    arguments = [a for a in typing.get_args(target) if a is not type(None)]
-    if typing.get_origin(target) is tuple:
-        return arguments[0]
+    """The type of one key or item of what has a type; None where there is no such key."""
+    inner, notes = split(_without_none(target))
+    for note in notes:
+        if isinstance(note, OneOf) and isinstance(table, Mapping):
+            kind = table.get("kind")
+            if isinstance(kind, str) and ":" in kind and note.imported is not None:
+                own = own_keys(note.imported)
+                return own[str(part)][0] if part in own else Imported
+            inner = note.kinds.get(str(kind)) or note.otherwise
+    if dataclasses.is_dataclass(inner) and isinstance(inner, type):
+        field = fields_of(inner).get(str(part))
+        return None if field is None else field[0]
+    arguments = [a for a in typing.get_args(inner) if a is not ...]
     return arguments[-1] if arguments else None
 
 
-def _concrete(target: Any, table: Any) -> Any:
-    """The dataclass or container that a type stands for, given the table that is decoded."""
-    while typing.get_origin(target) is not None:
-        if typing.get_origin(target) in (tuple, Mapping, typing.get_origin(Mapping[str, int])):
-            return target
-        arguments = typing.get_args(target)
-        decoder = next((a for a in arguments[1:] if isinstance(a, Decoded)), None)
-        if isinstance(decoder, OneOf):
-            return KINDS[decoder.base].get(str(table.get("kind"))) if isinstance(table, Mapping) else None
-        if decoder is not None and decoder.function is decode_model:
-            return ModelSpec
-        target = next((a for a in arguments if a is not type(None)), None)
-    return target
+def _arms(target: Any) -> tuple[Any, ...]:
+    """The types that a union is made of."""
+    inner, _ = split(target)
+    return (inner, *(split(arm)[0] for arm in typing.get_args(inner)))
+
+
+def arms_of(target: Any) -> list[Any]:
+    """The types that a union is made of, but for None; of anything else itself."""
+    inner, notes = split(target)
+    is_union = typing.get_origin(inner) in (typing.Union, types.UnionType) and not notes
+    return [arm for arm in typing.get_args(inner) if arm is not type(None)] if is_union else [target]
+
+
+def default_of(cls: Any, key: str) -> Any:
+    """What a key of a table is when it is left out; None where it must be given, or where None it is."""
+    field = cls.__dataclass_fields__[key]
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default

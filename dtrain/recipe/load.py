@@ -1,5 +1,6 @@
-"""A recipe from a file: read, overridden, resolved, decoded, checked."""
+"""A recipe from its files: put together, resolved, decoded, checked."""
 
+import copy
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -7,102 +8,164 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from dtrain.errors import RecipeError, RecipeErrors
-from dtrain.recipe.check import mistakes
-from dtrain.recipe.decode import decode
-from dtrain.recipe.read import Place, override, read, resolve
+from dtrain.recipe.check import mistakes, too_long
+from dtrain.recipe.compose import compose
+from dtrain.recipe.document import Document, Said
+from dtrain.recipe.fit import misfits
+from dtrain.recipe.imports import check_imports, check_trust
+from dtrain.recipe.keys import is_of_shapes, takes_path
+from dtrain.recipe.locate import located
+from dtrain.recipe.once import told_once
+from dtrain.recipe.parts import decode_parts
+from dtrain.recipe.references import resolve
+from dtrain.recipe.stacks import expand
+from dtrain.recipe.texts import Text
 from dtrain.recipe.values import Recipe
-from dtrain.spec.imports import ImportPathError, find
-from dtrain.spec.table import Imported
+from dtrain.spec.decode import TOO_MANY
+from dtrain.spec.trust import EVERYTHING, Trust
+from dtrain.spec.words import Place
 from dtrain.systems.base import System
 
 
-def load(path: str | Path, overrides: Sequence[str] = (), *, imports: bool = True) -> Recipe:
-    """Read a recipe; overrides look like `optimizers.generator.lr=1e-4`.
-
-    A relative path in the recipe is relative to its file, one in an override to the working folder.
-    Without `imports` nothing that the recipe names is imported: a system of one's own stays unread.
-    Raises RecipeErrors with every mistake at once, each under its dotted key.
-    """
-    path = Path(path)
-    table = read(path)
-    said_here = override(table, overrides)
-    return from_table(table, folder=path.parent, source=str(path), said_here=said_here, imports=imports)
-
-
-def from_table(
-    table: dict[str, Any],
+def load(
+    path: str | Path,
+    overrides: Sequence[str] = (),
     *,
-    folder: Path,
-    source: str,
-    said_here: Sequence[Place] = (),
+    set_files: Sequence[str | Path] = (),
     imports: bool = True,
+    trust: Trust = EVERYTHING,
 ) -> Recipe:
+    """Read a recipe; overrides look like `optimizers.generator.lr=1e-4`, `set_files` are merged over it.
+
+    A relative path in the recipe is relative to the file that says it, one in an override to the working
+    folder. Without `imports` nothing that the recipe names is imported, and else what `trust` allows. Raises
+    RecipeErrors with every mistake at once, each at its line.
+    """
+    document = read(path, overrides, set_files=set_files, trust=trust)
+    return from_document(document, imports=imports)
+
+
+def read(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    set_files: Sequence[str | Path] = (),
+    trust: Trust = EVERYTHING,
+) -> Document:
+    """The document of a recipe: all that its files and arguments say."""
+    return compose(Path(path), overrides, set_files=[Path(file) for file in set_files], trust=trust)
+
+
+def from_table(table: Mapping[str, Any], *, folder: Path, source: str, imports: bool = True) -> Recipe:
     """Resolve, decode and check a table, whose relative paths are relative to `folder`.
 
-    `source` names it in errors; `said_here` are the places that the command line set.
+    `source` names it in errors, which have no lines.
     """
-    table, errors = resolve(table)
-    table, spread = _spread_star(table)
-    recipe, found = decode(Recipe, table)
-    errors += [error for error in found if "${" not in error.message]  # that was said already
-    if recipe is not None and imports and isinstance(recipe.system, Imported):
-        system, found = _import_system(recipe.system)
+    text = Text(source, None, folder.absolute())
+    return from_document(Document(copy.deepcopy(dict(table)), {(): Said(text, ())}), imports=imports)
+
+
+def from_document(document: Document, *, imports: bool = True, vets: bool = True) -> Recipe:
+    """Resolve, decode and check what a document says; it becomes the resolved one.
+
+    Without `vets` import paths may be such as are not allowed, as of a recipe that is only looked at.
+    """
+    written = document.table
+    expand(document)
+    environment = os.environ if document.trust.everything else None
+    resolved = resolve(document, environment, lambda place: _takes_environment(document.table, place))
+    document.table, document.said, document.errors = resolved.table, resolved.said, resolved.errors
+    spread = _spread_star(document)
+    parts = decode_parts(document.table)
+    parts.values = {key: _anchored(value, (key,), document) for key, value in parts.values.items()}
+    if len(parts.errors) > TOO_MANY:
+        raise located(document, parts.errors[:TOO_MANY])
+    untrusted = check_trust(parts.values, document.trust) if vets else ()
+    errors = told_once([*parts.errors, *untrusted], document, written)
+    if imports and not errors:
+        system, found = check_imports(parts.values, document.trust)
+        parts.values["system"] = _anchored(system, ("system",), document)
         errors += found
-        recipe = dataclasses.replace(recipe, system=system or recipe.system)
-    if recipe is not None and not errors:
-        recipe = _without(recipe, spread)
-        recipe = _anchor(recipe, (), folder.absolute(), set(said_here))
-        errors += mistakes(recipe)
+    errors += mistakes(parts, spread)
+    if not document.errors and not any(is_of_shapes(error) for error in errors):
+        errors += misfits(parts.values, document)
+    if "train" in parts.values:
+        errors += too_long(parts.values.get("optimizers", {}), parts.values["train"].steps)
     if errors:
-        raise RecipeErrors(errors, source)
-    assert isinstance(recipe, Recipe)
-    return recipe
+        raise located(document, errors)
+    return _without(parts.recipe(), spread)
 
 
-def _spread_star(table: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+def _takes_environment(table: Any, place: Place) -> bool:
+    return place[0] == "track" or takes_path(table, place)
+
+
+def _spread_star(document: Document) -> set[str]:
     """Give the optimizer "*" to every model that has none of its own; which models these are."""
-    optimizers, models = table.get("optimizers"), table.get("models")
+    optimizers, models = document.table.get("optimizers"), document.table.get("models")
     if not isinstance(optimizers, dict) or not isinstance(models, dict) or "*" not in optimizers:
-        return table, set()
-    every = optimizers["*"]
-    own = {name: optimizer for name, optimizer in optimizers.items() if name != "*"}
-    return {**table, "optimizers": {**dict.fromkeys(models, every), **own}}, models.keys() - own.keys()
+        return set()
+    given = Document(document.table, dict(document.said))
+    every = optimizers.pop("*")
+    served = [name for name in models if name not in optimizers]
+    own = dict(optimizers)
+    optimizers.clear()
+    for name in served:
+        optimizers[name] = copy.deepcopy(every)
+        document.graft(("optimizers", name), given, ("optimizers", "*"))
+    optimizers.update(own)
+    return set(served)
 
 
 def _without(recipe: Recipe, spread: set[str]) -> Recipe:
     """Take the optimizer "*" from the models that no phase trains: they are frozen."""
-    if isinstance(recipe.system, Imported):
+    if not isinstance(recipe.system, System):
         return recipe
     trained = {name for phase in recipe.system.phases() for name in phase.updates}
     kept = {name: o for name, o in recipe.optimizers.items() if name in trained or name not in spread}
     return dataclasses.replace(recipe, optimizers=MappingProxyType(kept))
 
 
-def _import_system(
-    imported: Imported,
-) -> tuple[System | None, list[RecipeError]]:
-    try:
-        cls = find(imported.path, System)
-    except ImportPathError as error:
-        return None, [RecipeError("system.kind", str(error))]
-    if not isinstance(cls, type):
-        return None, [RecipeError("system.kind", f"{imported.path!r} is not a System")]
-    system, errors = decode(cls, imported.arguments)
-    return system, [RecipeError(f"system.{error.key}".rstrip("."), error.message) for error in errors]
-
-
-def _anchor(value: Any, place: Place, folder: Path, said_here: set[Place]) -> Any:
-    """Make every path absolute: from the recipe's folder, or the working one if said on the command line."""
+def _anchored(value: Any, place: Place, document: Document) -> Any:
+    """Make every path absolute: from the folder of the file that says it, or the working one."""
     if isinstance(value, Path):
-        is_said = any(place[: len(said)] == said for said in said_here)
-        return Path(os.path.normpath((Path.cwd() if is_said else folder) / value))
+        return Path(os.path.normpath(document.said_at(place).text.folder / value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        moved = {name: _anchor(item, (*place, name), folder, said_here) for name, item in fields.items()}
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+        is_imported = {"path", "arguments"} <= fields.keys()
+        moved = {
+            name: _anchored_import(item, name, place, document)
+            if is_imported and name in ("path", "arguments")
+            else _anchored(item, (*place, name), document)
+            for name, item in fields.items()
+        }
         changed = {name: item for name, item in moved.items() if item is not fields[name]}
         return dataclasses.replace(value, **changed) if changed else value
     if isinstance(value, Mapping):
-        moved = {key: _anchor(item, (*place, key), folder, said_here) for key, item in value.items()}
+        moved = {key: _anchored(item, (*place, key), document) for key, item in value.items()}
         return MappingProxyType(moved) if any(moved[key] is not value[key] for key in value) else value
+    if isinstance(value, tuple):
+        items = tuple(_anchored(item, (*place, number), document) for number, item in enumerate(value))
+        return items if any(a is not b for a, b in zip(items, value, strict=True)) else value
     return value
+
+
+def _anchored_import(value: Any, name: str, place: Place, document: Document) -> Any:
+    """Of what is imported, the file that it is imported from, and arguments that begin with ./ or ../."""
+    if name == "path":
+        file, _, name = value.rpartition(":")
+        return f"{_absolute(file, (*place, 'kind'), document)}:{name}" if file.endswith(".py") else value
+    return _anchored_arguments(value, place, document)
+
+
+def _anchored_arguments(value: Any, place: Place, document: Document) -> Any:
+    if isinstance(value, Mapping):
+        return MappingProxyType({k: _anchored_arguments(v, (*place, k), document) for k, v in value.items()})
+    if isinstance(value, tuple):
+        return tuple(_anchored_arguments(item, (*place, n), document) for n, item in enumerate(value))
+    is_path = isinstance(value, str) and value.startswith(("./", "../"))
+    return _absolute(value, place, document) if is_path else value
+
+
+def _absolute(path: str, place: Place, document: Document) -> str:
+    return os.path.normpath(document.said_at(place).text.folder / path)

@@ -67,9 +67,11 @@ def checkpoint_size(recipe: Recipe) -> int | None:
 
 
 def parameter_counts(recipe: Recipe) -> Mapping[str, int] | None:
-    """Trained numbers of each model; None if one is imported."""
-    counts = {n: m.parameter_count() for n, m in recipe.models.items() if isinstance(m, ModelSpec)}
-    return counts if len(counts) == len(recipe.models) else None
+    """Trained numbers of each model; None if one is imported, or a layer of one."""
+    known = {n: m for n, m in recipe.models.items() if isinstance(m, ModelSpec) and not m.imports_layers}
+    if len(known) < len(recipe.models):
+        return None
+    return {name: model.parameter_count() for name, model in known.items()}
 
 
 def moments(optimizer: Optimizer) -> int:

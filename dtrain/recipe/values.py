@@ -1,18 +1,34 @@
 """The recipe: everything that a run's result depends on, as one frozen value."""
 
+from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
 from dtrain.data.source import Source
-from dtrain.spec.models import Model, decode_model
+from dtrain.spec.models import AnyModel
 from dtrain.spec.optimizers import AnyOptimizer
-from dtrain.spec.table import Decoded, Fraction, Frozen, Imported, Natural, OneOf, Positive, Table, table
+from dtrain.spec.table import (
+    Fraction,
+    Frozen,
+    Imported,
+    Matching,
+    Natural,
+    OneOf,
+    Positive,
+    Table,
+    Wrong,
+    empty,
+    table,
+)
 from dtrain.systems.base import AnySystem
 
 AnySource = Annotated[Source | Imported, OneOf(Source)]
-AnyModel = Annotated[Model, Decoded(decode_model)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Name = Annotated[
+    str,
+    Matching(
+        r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, dots, dashes and underscores, not first a dot,"
+    ),
+]
+AnyMetric = Annotated[Imported, OneOf(Imported)]
 Precision = Literal["fp32", "fp64", "bf16", "fp16"]
 
 
@@ -20,17 +36,15 @@ Precision = Literal["fp32", "fp64", "bf16", "fp16"]
 class Train(Table):
     """How long, how much at a time, how precisely."""
 
-    steps: Positive | None = None  # or epochs
+    steps: Positive | None = None  # of the whole run; or else epochs
     epochs: Positive | None = None  # passes over the training examples
     batch_size: Positive  # examples of one update, over all devices
-    micro_batch_size: Positive | None = (
-        None  # examples in one forward of one device; the whole batch if left out
-    )
-    precision: Precision = "fp32"
+    micro_batch_size: Positive | None = None  # examples in one forward; the whole batch if left out
+    precision: Precision = "fp32"  # of the arithmetic; weights stay in fp32, or in fp64
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give either `steps` or `epochs`")
+            raise Wrong("steps" if self.steps is None else "epochs", "give either `steps` or `epochs`")
 
     @property
     def micro(self) -> int:
@@ -49,17 +63,18 @@ class Average(Table):
 class Every(Table):
     """Periods in steps; 0 means never. The last step is always evaluated, sampled and saved."""
 
-    log: Natural = 20
-    sample: Natural = 0
-    evaluate: Natural = 0
-    save: Natural = 500
+    log: Natural = 20  # losses and speed
+    sample: Natural = 0  # pictures; 0: at the end alone
+    evaluate: Natural = 0  # 0: at the end alone
+    save: Natural = 500  # 0: at the end alone, so a run that is cut off begins anew
 
 
 @table
 class Evaluate(Table):
-    """What evaluation reads, where it is not the test part of `[data]`."""
+    """What evaluation reads, and what it measures besides the system's own metrics."""
 
-    data: AnySource | None = None
+    data: AnySource | None = None  # where it is not the test part of `[data]`
+    metrics: Frozen[AnyMetric] = field(default_factory=empty)  # of predictions and targets, by name
 
 
 @table
@@ -80,23 +95,23 @@ class Track(Table):
 
     def __post_init__(self) -> None:
         if len(set(self.kinds)) < len(self.kinds):
-            raise ValueError("`kinds` names a tracker twice")
+            raise Wrong("kinds", "names a tracker twice")
 
 
 @table
 class Recipe(Table):
-    """One training run, whole: what is trained, on what, how. See DESIGN for each table."""
+    """One training run, whole: what is trained, on what, how."""
 
-    name: Name
-    seed: Natural = 0
-    hyperparameters: Frozen[Any] = Field(default_factory=dict)
-    system: AnySystem
-    models: Frozen[AnyModel]
+    name: Name  # runs lie in runs/NAME
+    seed: Natural = 0  # of first weights, order, noise: all that is random
+    hyperparameters: Frozen[Any] = field(default_factory=empty)  # named values, for references
+    system: AnySystem  # what is trained, down which losses
+    models: Frozen[AnyModel]  # by name, as the system calls them
     optimizers: Frozen[AnyOptimizer]  # under the model's name; "*" serves all that have none
-    data: AnySource
-    train: Train
-    averages: Frozen[Average] = Field(default_factory=dict)
-    every: Every = Every()
-    evaluate: Evaluate = Evaluate()
-    checkpoint: Checkpoint = Checkpoint()
-    track: Track = Track()
+    data: AnySource  # where examples come from
+    train: Train  # how long and how much at a time
+    averages: Frozen[Average] = field(default_factory=empty)  # by model
+    every: Every = Every()  # periods
+    evaluate: Evaluate = Evaluate()  # other data and metrics of evaluation
+    checkpoint: Checkpoint = Checkpoint()  # which checkpoints stay
+    track: Track = Track()  # who watches the run

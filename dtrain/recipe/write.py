@@ -8,20 +8,23 @@ from typing import Any
 import tomli_w
 
 from dtrain.recipe.values import Recipe
+from dtrain.spec.imports import written_path
+from dtrain.spec.layers import ImportedLayer
 from dtrain.spec.optimizers import ImportedOptimizer
+from dtrain.spec.schedules import ImportedSchedule
 from dtrain.spec.table import Imported
 
 
 def encode(value: Any) -> Any:
     """Plain tables, arrays and scalars; keys that are left out stay out."""
-    if isinstance(value, Imported | ImportedOptimizer):
+    if isinstance(value, Imported | ImportedLayer | ImportedOptimizer | ImportedSchedule):
         own = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
         path, arguments = own.pop("path"), own.pop("arguments")
         return {"kind": path} | _present(own) | arguments
     if dataclasses.is_dataclass(value):
         kind = vars(type(value)).get("kind", "")  # its own: a class derived from a kind is another
         if not kind and _is_family_member(value):
-            kind = f"{type(value).__module__}:{type(value).__qualname__}"
+            kind = written_path(type(value))
         table = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return ({"kind": kind} if kind else {}) | _present(table)
     if isinstance(value, Mapping):

@@ -4,14 +4,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import Field
-
 from dtrain.spec.initial import Shape
-from dtrain.spec.layers import Layer, Linear, Parameter
+from dtrain.spec.layers import ImportedLayer, Layer, Linear, Parameter, title
 from dtrain.spec.spatial import Conv
-from dtrain.spec.table import Imported, OneOf, Positive, kind
+from dtrain.spec.table import AtLeastOne, OneOf, Positive, Wrong, kind
 
-Layers = Annotated[tuple[Annotated[Layer, OneOf(Layer)], ...], Field(min_length=1)]
+Layers = Annotated[tuple[Annotated[Layer, OneOf(Layer, ImportedLayer)], ...], AtLeastOne()]
+LARGEST = 10_000  # layers of a model, each as often as it is repeated
 
 
 @dataclass(frozen=True)
@@ -24,39 +23,45 @@ class Row:
     after: Shape
 
 
-class LayerError(ValueError):
-    """A layer does not fit the one before it; `at` says where in the table it stands."""
-
-    def __init__(self, at: str, message: str):
-        super().__init__(message)
-        self.at = at
+class LayerError(Wrong):
+    """A layer does not fit the one before it."""
 
 
 def walk(layers: Layers, shape: Shape, name: str = "", at: str = "layers") -> Iterator[Row]:
     """Each layer in order, blocks before what they hold. Raises LayerError where one does not fit."""
     for number, layer in enumerate(layers):
-        place = f"{at}[{number}]"
-        if isinstance(layer, Imported):
-            raise LayerError(place, f"a layer cannot be imported yet ({layer.path}); import the whole model")
-        try:
-            after = layer.out_shape(shape)
-        except LayerError as error:
-            raise LayerError(f"{place}.{error.at}", str(error)) from None
-        except ValueError as error:
-            before = f"the shape after {layers[number - 1].kind}" if number else "the input"
-            raise LayerError(place, f"{error} ({before} is {shape})") from None
+        after = _after(layers, number, shape, at)
         yield Row(f"{name}{number}", layer, shape, after)
         if isinstance(layer, Residual | Repeat):
-            yield from layer.rows(shape, f"{name}{number}.", place)
+            yield from layer.rows(shape, f"{name}{number}.", f"{at}[{number}]")
         shape = after
 
 
 def shape_after(layers: Layers, shape: Shape) -> Shape:
     """The shape that comes out of a stack."""
-    for row in walk(layers, shape):
-        if "." not in row.name:
-            shape = row.after
+    for number in range(len(layers)):
+        shape = _after(layers, number, shape, "layers")
     return shape
+
+
+def _after(layers: Layers, number: int, shape: Shape, at: str) -> Shape:
+    """The shape behind one layer."""
+    layer, place = layers[number], f"{at}[{number}]"
+    try:
+        return layer.out_shape(shape)
+    except LayerError as error:
+        raise LayerError(f"{place}.{error.at}", str(error)) from None
+    except ValueError as error:
+        before = f"{at}[{number - 1}], {title(layers[number - 1])}, gives" if number else "what goes in is"
+        name = "" if str(error).startswith(layer.kind) else f"{layer.kind}: "
+        where = f"{place}.{error.at}" if isinstance(error, Wrong) else place
+        raise LayerError(where, f"{name}{error} ({before} {shape})") from None
+
+
+def count(layers: Layers) -> int:
+    """How many layers a stack holds, each as often as it is repeated."""
+    blocks = (layer for layer in layers if isinstance(layer, Residual | Repeat))
+    return len(layers) + sum(count(block.layers) * getattr(block, "times", 1) for block in blocks)
 
 
 @kind(Layer, "residual")
@@ -66,23 +71,17 @@ class Residual(Layer):
     Source: He et al. 2016 (arXiv:1512.03385).
     """
 
-    layers: Layers
+    layers: Layers  # what is added to x
 
     def out_shape(self, shape: Shape) -> Shape:
         after = shape_after(self.layers, shape)
-        if after != shape and self.projection(shape).out_shape(shape) != after:
-            raise ValueError(f"no projection leads from {shape} to {after}")
+        if after != shape and _projection(shape, after).out_shape(shape) != after:
+            raise ValueError(f"no projection leads from {shape} to {after}; a padding may keep the size")
         return after
 
     def projection(self, shape: Shape) -> Layer:
         """The layer that brings x to the shape of layers(x); only where the two differ."""
-        after = shape_after(self.layers, shape)
-        if len(after) != len(shape):
-            raise ValueError(f"no projection leads from {shape} to {after}")
-        if len(shape) == 1 or (len(shape) == 2 and shape[0] == after[0]):
-            return Linear(out=after[-1], bias=False)
-        stride = tuple(-(-n // m) for n, m in zip(shape[1:], after[1:], strict=True))
-        return Conv(out=after[0], kernel=1, stride=stride, bias=False)
+        return _projection(shape, shape_after(self.layers, shape))
 
     def rows(self, shape: Shape, name: str, at: str) -> Iterator[Row]:
         """The layers inside, and the projection if there is one."""
@@ -92,16 +91,31 @@ class Residual(Layer):
             yield Row(f"{name}projection", self.projection(shape), shape, after)
 
 
+def _projection(shape: Shape, after: Shape) -> Layer:
+    if len(after) != len(shape):
+        raise ValueError(f"no projection leads from {shape} to {after}")
+    if len(shape) == 1 or (len(shape) == 2 and shape[0] == after[0]):
+        return Linear(out=after[-1], bias=False)
+    stride = tuple(-(-n // m) for n, m in zip(shape[1:], after[1:], strict=True))
+    return Conv(out=after[0], kernel=1, stride=stride, bias=False)
+
+
 @kind(Layer, "repeat")
 class Repeat(Layer):
     """The same layers several times over, each time with parameters of its own."""
 
-    times: Positive
-    layers: Layers
+    times: Positive  # how often
+    layers: Layers  # what is repeated; each time goes on from the shape before
+
+    def __post_init__(self) -> None:
+        if count(self.layers) * self.times > LARGEST:
+            raise Wrong("times", f"{self.times} times make more than {LARGEST:,} layers; fewer would do")
 
     def out_shape(self, shape: Shape) -> Shape:
         for _ in range(self.times):
-            shape = shape_after(self.layers, shape)
+            before, shape = shape, shape_after(self.layers, shape)
+            if before == shape:
+                break
         return shape
 
     def rows(self, shape: Shape, name: str, at: str) -> Iterator[Row]:

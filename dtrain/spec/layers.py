@@ -6,15 +6,26 @@ A layer that does not fit the shape before it raises ValueError saying what it n
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Annotated, Any, Literal
 
 from dtrain.spec.initial import Constant, Initial, Normal, Shape, Uniform
-from dtrain.spec.table import Finite, Fraction, OneOf, Positive, Table, kind
+from dtrain.spec.table import (
+    Above0,
+    AtLeastOne,
+    BelowOne,
+    Finite,
+    Fraction,
+    OneOf,
+    Positive,
+    Table,
+    Wrong,
+    kind,
+    table,
+)
 
-InitialWeight = Annotated[Initial, OneOf(Initial)] | None
+InitialWeight = Annotated[Initial, OneOf(Initial, imported=None)] | None
 Function = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid", "softplus"]
 
 
@@ -49,12 +60,17 @@ def like_pytorch(weight: Shape, fan_in: int, initial: Initial | None, bias: int)
     return drawn | ({"bias": Parameter((bias,), usual)} if bias else {})
 
 
+def title(layer: Layer) -> str:
+    """What errors and plans call a layer: its kind, or its import path."""
+    return layer.path if isinstance(layer, ImportedLayer) else layer.kind
+
+
 @kind(Layer, "linear")
 class Linear(Layer):
     """A weighted sum of the features of a vector, or of each element of a sequence."""
 
-    out: Positive
-    bias: bool = True
+    out: Positive  # features that come out
+    bias: bool = True  # whether a learned offset is added
     initial: InitialWeight = None  # of the weight; PyTorch's own when left out
 
     def out_shape(self, shape: Shape) -> Shape:
@@ -72,13 +88,12 @@ class Linear(Layer):
 class Reshape(Layer):
     """The same values in another shape."""
 
-    shape: tuple[Positive, ...]
+    shape: Annotated[tuple[Positive, ...], AtLeastOne()]  # without the batch axis; as many values as come in
 
     def out_shape(self, shape: Shape) -> Shape:
         if math.prod(shape) != math.prod(self.shape):
-            raise ValueError(
-                f"{shape} holds {math.prod(shape)} values, {self.shape} takes {math.prod(self.shape)}"
-            )
+            wanted, found = math.prod(self.shape), math.prod(shape)
+            raise Wrong("shape", f"{self.shape} takes {wanted} values, not {found}")
         return self.shape
 
 
@@ -102,8 +117,8 @@ def gain_and_offset(width: int) -> dict[str, Parameter]:
 class GroupNorm(Layer):
     """Normalises groups of channels. Source: Wu & He 2018 (arXiv:1803.08494)."""
 
-    groups: Positive
-    eps: Annotated[float, Field(gt=0)] = 1e-5
+    groups: Positive  # the channels must divide into them
+    eps: Above0 = 1e-5  # added to the variance
 
     def out_shape(self, shape: Shape) -> Shape:
         if shape[0] % self.groups:
@@ -121,7 +136,7 @@ class LayerNorm(Layer):
     Source: Ba, Kiros & Hinton 2016 (arXiv:1607.06450).
     """
 
-    eps: Annotated[float, Field(gt=0)] = 1e-5
+    eps: Above0 = 1e-5  # added to the variance
 
     def out_shape(self, shape: Shape) -> Shape:
         if len(shape) > 2:
@@ -140,8 +155,8 @@ class BatchNorm(Layer):
     The running statistics take in every micro-batch of every process, in the micro-batches' order.
     """
 
-    momentum: Fraction = 0.1
-    eps: Annotated[float, Field(gt=0)] = 1e-5
+    momentum: Fraction = 0.1  # share of the newest micro-batch in the running statistics
+    eps: Above0 = 1e-5  # added to the variance
 
     def out_shape(self, shape: Shape) -> Shape:
         return shape
@@ -157,12 +172,12 @@ class BatchNorm(Layer):
 class Activation(Layer):
     """A function of each value."""
 
-    function: Function
+    function: Function  # applied to each value; gelu is the exact one
     slope: Finite | None = None  # of leaky_relu below 0; 0.01 when left out
 
     def __post_init__(self) -> None:
         if self.slope is not None and self.function != "leaky_relu":
-            raise ValueError(f"`slope` belongs to leaky_relu, not to {self.function}")
+            raise Wrong("slope", f"belongs to leaky_relu, not to {self.function}", is_key=True)
 
     def out_shape(self, shape: Shape) -> Shape:
         return shape
@@ -172,7 +187,7 @@ class Activation(Layer):
 class Dropout(Layer):
     """Sets a share of the values to 0 in training. Source: Srivastava et al. 2014."""
 
-    rate: Annotated[float, Field(ge=0, lt=1)]
+    rate: BelowOne  # share that becomes 0; the rest is scaled up to keep the mean
 
     def out_shape(self, shape: Shape) -> Shape:
         return shape
@@ -182,12 +197,25 @@ class Dropout(Layer):
 class Embedding(Layer):
     """A learned vector for each of `size` whole numbers."""
 
-    size: Positive
-    out: Positive
-    initial: InitialWeight = None
+    size: Positive  # the numbers are 0 to size - 1
+    out: Positive  # length of each vector
+    initial: InitialWeight = None  # normal with std 1 when left out
 
     def out_shape(self, shape: Shape) -> Shape:
         return (*shape, self.out)
 
     def parameters(self, shape: Shape) -> dict[str, Parameter]:
         return {"weight": Parameter((self.size, self.out), self.initial or Normal(std=1.0))}
+
+
+@table
+class ImportedLayer(Layer):
+    """A torch module given by its import path, such as `torch.nn:PReLU`, called with one array."""
+
+    path: str
+    arguments: Mapping[str, Any]
+    # the shape that comes out; the one that goes in if left out
+    output: Annotated[tuple[Positive, ...], AtLeastOne()] | None = None
+
+    def out_shape(self, shape: Shape) -> Shape:
+        return shape if self.output is None else self.output

@@ -1,40 +1,57 @@
 """A model as data: an input shape and a list of layers, or a class given by its import path."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-from pydantic_core import PydanticCustomError
-
-from dtrain.spec.blocks import Layers, Row, parameters, shape_after, walk
+from dtrain.spec.blocks import LARGEST, Layers, Row, count, parameters, shape_after, walk
 from dtrain.spec.initial import Shape
 from dtrain.spec.keys import generator
-from dtrain.spec.table import Imported, Positive, Table, adapter, table
+from dtrain.spec.layers import ImportedLayer
+from dtrain.spec.table import AtLeastOne, Imported, OneOf, Positive, Table, Wrong, table
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @table
 class ModelSpec(Table):
     """A stack of layers. Names and layouts of its parameters are PyTorch's: `3.weight`."""
 
-    input: tuple[Positive, ...]  # without the batch axis: [1, 28, 28]
-    layers: Layers
+    input: Annotated[tuple[Positive, ...], AtLeastOne()]  # without the batch axis: [1, 28, 28]
+    layers: Layers  # in order; each takes what the one before gives
+
+    def __post_init__(self) -> None:
+        if (found := count(self.layers)) > LARGEST:
+            raise Wrong("layers", f"makes {found:,} layers with all repeats; at most {LARGEST:,} would do")
 
     @property
     def output(self) -> Shape:
         """The shape that comes out, without the batch axis."""
         return shape_after(self.layers, self.input)
 
-    def rows(self) -> list[Row]:
+    def walk(self) -> Iterator[Row]:
         """Every layer with the shapes around it. Raises LayerError where two do not fit."""
-        return list(walk(self.layers, self.input))
+        return walk(self.layers, self.input)
+
+    def rows(self) -> list[Row]:
+        """The same at once."""
+        return list(self.walk())
 
     def parameter_count(self) -> int:
-        """How many numbers are trained."""
+        """How many numbers are trained, those of imported layers left out."""
         return sum(math.prod(parameter.shape) for parameter in parameters(self.layers, self.input).values())
 
-    def first_weights(self, seed: int, name: str) -> dict[str, np.ndarray]:
-        """First values of every parameter, float32, drawn by (seed, model name, parameter name)."""
+    @property
+    def imports_layers(self) -> bool:
+        """Whether it has layers given by import paths, of whose parameters only a run can tell."""
+        return any(isinstance(row.layer, ImportedLayer) for row in self.walk())
+
+    def first_weights(self, seed: int, name: str) -> dict[str, "np.ndarray"]:
+        """First values of every parameter, float32, drawn by (seed, model name, parameter name).
+
+        Imported layers draw those of theirs themselves, when they are built.
+        """
         return {
             key: parameter.initial.draw(parameter.shape, generator(seed, "weights", f"{name}/{key}"))
             for key, parameter in parameters(self.layers, self.input).items()
@@ -42,6 +59,7 @@ class ModelSpec(Table):
 
 
 Model = ModelSpec | Imported
+AnyModel = Annotated[Model, OneOf(ModelSpec, otherwise=ModelSpec)]
 
 
 def output_of(model: Model) -> Shape | None:
@@ -52,18 +70,3 @@ def output_of(model: Model) -> Shape | None:
 def input_of(model: Model) -> Shape | None:
     """The shape that a model takes; None for an imported one."""
     return model.input if isinstance(model, ModelSpec) else None
-
-
-def decode_model(value: Any) -> Model:
-    """A table with `layers` is a stack of layers; one with `kind` is an import path and its arguments."""
-    if isinstance(value, ModelSpec | Imported):
-        return value
-    if not isinstance(value, Mapping):
-        raise PydanticCustomError("table_type", "a table is needed here")
-    if "kind" not in value:
-        spec: ModelSpec = adapter(ModelSpec).validate_python(value)
-        return spec
-    if not isinstance(value["kind"], str) or ":" not in value["kind"]:
-        raise PydanticCustomError("model_kind", "a model's `kind` is an import path, `package.module:Name`; "
-                                  "a model of layers has `input` and `layers` instead")  # fmt: skip
-    return Imported(path=value["kind"], arguments={key: item for key, item in value.items() if key != "kind"})

@@ -24,14 +24,14 @@ def spread(value: int | tuple[int, ...], axes: int, name: str) -> tuple[int, ...
 class Conv(Layer):
     """Convolution over one, two or three axes, as many as the input has."""
 
-    out: Positive
-    kernel: Window
-    stride: Window = 1
-    padding: Margin = 0
-    dilation: Window = 1
-    groups: Positive = 1
-    bias: bool = True
-    initial: InitialWeight = None
+    out: Positive  # channels that come out
+    kernel: Window  # side of the window, or one for each axis
+    stride: Window = 1  # step of the window
+    padding: Margin = 0  # zeros added on each side
+    dilation: Window = 1  # distance between the window's elements
+    groups: Positive = 1  # channels of one do not see those of another
+    bias: bool = True  # whether a learned offset is added to each channel
+    initial: InitialWeight = None  # of the weight; PyTorch's own when left out
 
     def out_shape(self, shape: Shape) -> Shape:
         axes = spatial_axes(self, shape)
@@ -60,14 +60,14 @@ class Conv(Layer):
 class ConvTranspose(Layer):
     """The transpose of a convolution: enlarges by `stride`."""
 
-    out: Positive
-    kernel: Window
-    stride: Window = 1
-    padding: Margin = 0
-    output_padding: Margin = 0
-    groups: Positive = 1
-    bias: bool = True
-    initial: InitialWeight = None
+    out: Positive  # channels that come out
+    kernel: Window  # side of the window, or one for each axis
+    stride: Window = 1  # how much larger each axis becomes
+    padding: Margin = 0  # cut off on each side
+    output_padding: Margin = 0  # added at the end of each axis; below the stride
+    groups: Positive = 1  # channels of one do not see those of another
+    bias: bool = True  # whether a learned offset is added to each channel
+    initial: InitialWeight = None  # of the weight; PyTorch's own when left out
 
     def out_shape(self, shape: Shape) -> Shape:
         axes = spatial_axes(self, shape)
@@ -100,8 +100,8 @@ class ConvTranspose(Layer):
 class Upsample(Layer):
     """Enlarges every axis but the channels."""
 
-    factor: Positive = 2
-    mode: Literal["nearest", "bilinear"] = "nearest"
+    factor: Positive = 2  # how much larger each axis becomes
+    mode: Literal["nearest", "bilinear"] = "nearest"  # bilinear takes pictures alone
 
     def out_shape(self, shape: Shape) -> Shape:
         axes = spatial_axes(self, shape)
@@ -114,10 +114,10 @@ class Upsample(Layer):
 class Pool(Layer):
     """The largest or the mean value of each window; `global` is the mean of each whole channel."""
 
-    mode: Literal["max", "average", "global"]
-    size: Window = 2
+    mode: Literal["max", "average", "global"]  # global leaves (channels), and has no use for the other keys
+    size: Window = 2  # side of the window, or one for each axis
     stride: Window | None = None  # the size of the window when left out
-    padding: Margin = 0
+    padding: Margin = 0  # added on each side, at most half the window
 
     def out_shape(self, shape: Shape) -> Shape:
         axes = spatial_axes(self, shape)

@@ -1,30 +1,67 @@
 """What every table of a recipe is: a frozen dataclass, decoded strictly, in one of several kinds.
 
 A family of kinds is an abstract base (`Layer`, `Optimizer`, ...) whose subclasses are registered
-under short names; a recipe may also give an import path, `package.module:Name`.
+under short names; a recipe may also give an import path, `package.module:Name`. What may stand in a
+field is its annotation: `Annotated[int, Within(above=0)]`. `spec.decode` reads tables by them.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
-from functools import cache
-from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform
-
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter
-from pydantic import ValidationError as InvalidTable
-from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 T = TypeVar("T")
 V = TypeVar("V")
 
-Positive = Annotated[int, Field(gt=0)]
-Natural = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-File = Annotated[Path, BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value)]
-Frozen = Annotated[Mapping[str, V], AfterValidator(lambda table: freeze(table))]
+
+@dataclasses.dataclass(frozen=True)
+class Within:
+    """Bounds of a number."""
+
+    above: float = -math.inf
+    at_least: float = -math.inf
+    at_most: float = math.inf
+    below: float = math.inf
+
+    def problem(self, value: float) -> str | None:
+        """What would do in place of a number outside the bounds; None of one inside."""
+        if self.above < value < self.below and self.at_least <= value <= self.at_most:
+            return None
+        low = f"above {self.above:g}" if self.above > -math.inf else f"at least {self.at_least:g}"
+        high = f"below {self.below:g}" if self.below < math.inf else f"at most {self.at_most:g}"
+        limits = [text for text in (low, high) if "inf" not in text]
+        return f"a number {' and '.join(limits)} would do"
+
+
+@dataclasses.dataclass(frozen=True)
+class Matching:
+    """What a string must look like: a regular expression, and the same in words."""
+
+    pattern: str
+    words: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """A further demand on a value, which `function` checks: it returns the value or raises ValueError."""
+
+    function: Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class AtLeastOne:
+    """An array may not be empty."""
+
+
+Positive = Annotated[int, Within(above=0)]
+Natural = Annotated[int, Within(at_least=0)]
+Fraction = Annotated[float, Within(at_least=0, at_most=1)]
+BelowOne = Annotated[float, Within(at_least=0, below=1)]
+Rate = Annotated[float, Within(at_least=0)]
+Above0 = Annotated[float, Within(above=0)]
+Finite = float  # every number of a recipe is
+Frozen = Mapping[str, V]  # decoded as a table that nobody can change
 
 KINDS: dict[type, dict[str, type]] = {}
 
@@ -33,13 +70,23 @@ class Table:
     """Base of every table: unknown keys and loose types are refused when it is decoded."""
 
     kind: ClassVar[str] = ""
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        schema = handler(source)
-        _make_strict(schema)
-        return schema
+
+class Wrong(ValueError):
+    """Two values do not agree; `at` is the key to mend, dotted, from where the error is caught.
+
+    Raised by a table's `__post_init__` or `check`, where a plain ValueError would name the whole table.
+    """
+
+    def __init__(self, at: str, message: str, *, is_key: bool = False):
+        super().__init__(message)
+        self.at = at
+        self.is_key = is_key
+
+
+def empty() -> Mapping[str, Any]:
+    """A table with nothing in it, unchangeable as all are."""
+    return MappingProxyType({})
 
 
 def freeze(value: Any) -> Any:
@@ -75,67 +122,23 @@ class Imported:
     It is only looked up when it is built, so that reading a recipe runs none of its code.
     """
 
-    path: str  # "package.module:Name"
+    path: str  # "package.module:Name", or "./file.py:Name" beside the recipe
     arguments: Mapping[str, Any]
 
 
-class Decoded:
-    """Annotates a field with the function that decodes it; it is called when a value is there."""
+class OneOf:
+    """Annotates a field that holds one of the kinds of a family, told apart by its key `kind`.
 
-    def __init__(self, function: Callable[[Any], Any]):
-        self.function = function
+    An import path becomes an `imported`, if there may be one; its fields but `path` and `arguments` are keys
+    of ours among the arguments. A table without `kind` is an `otherwise`, where there is one.
+    """
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self.function)
-
-
-class OneOf(Decoded):
-    """Annotates a field that holds one of the kinds of a family, told apart by its key `kind`."""
-
-    def __init__(self, base: type[Table], imported: Callable[[str, Mapping[str, Any]], Any] | None = None):
-        super().__init__(self.decode)
+    def __init__(self, base: type, imported: type | None = Imported, otherwise: type | None = None):
         self.base = base
-        self.imported = imported or (lambda path, arguments: Imported(path=path, arguments=arguments))
+        self.imported = imported
+        self.otherwise = otherwise
 
-    def decode(self, value: Any) -> Any:
-        """Decode a table by its `kind`; an import path becomes what `imported` makes of it."""
-        if isinstance(value, self.base | Imported):
-            return value
-        if not isinstance(value, Mapping):
-            raise PydanticCustomError("table_type", "a table with a `kind` is needed here")
-        if "kind" not in value:
-            raise invalid(
-                "kind", "missing_kind", f"missing; one of {', '.join(sorted(KINDS[self.base]))}", value
-            )
-        name = value["kind"]
-        arguments = {key: item for key, item in value.items() if key != "kind"}
-        if isinstance(name, str) and ":" in name:
-            return self.imported(name, arguments)
-        if not isinstance(name, str) or name not in KINDS[self.base]:
-            raise invalid("kind", "unknown_kind", "unknown kind", name, known=sorted(KINDS[self.base]))
-        return adapter(KINDS[self.base][name]).validate_python(arguments)
-
-
-@cache
-def adapter(cls: Any) -> TypeAdapter[Any]:
-    """The decoder of a table; made when it is first needed, as it costs milliseconds."""
-    return TypeAdapter(cls)
-
-
-def invalid(key: str, error: str, message: str, found: Any, known: list[str] | None = None) -> InvalidTable:
-    """The error of one key, in pydantic's form, so that it joins the others of its table."""
-    context = {"known": known} if known else None
-    custom = PydanticCustomError(error, message, context)
-    return InvalidTable.from_exception_data("table", [InitErrorDetails(type=custom, loc=(key,), input=found)])
-
-
-def _make_strict(schema: Any) -> None:
-    """Refuse "1" for an integer and true for a number, yet take arrays for tuples."""
-    if isinstance(schema, dict):
-        if schema.get("type") in ("int", "float", "str", "bool"):
-            schema["strict"] = True
-        for value in schema.values():
-            _make_strict(value)
-    elif isinstance(schema, list | tuple):
-        for value in schema:
-            _make_strict(value)
+    @property
+    def kinds(self) -> dict[str, type]:
+        """The kinds by name."""
+        return KINDS.get(self.base, {})

@@ -2,14 +2,14 @@
 
 from abc import abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 from dtrain.data.source import Field
 from dtrain.spec.models import Model
-from dtrain.spec.table import OneOf, Table
+from dtrain.spec.table import Imported, OneOf, Table
 
 Array = Any  # torch.Tensor or jax.Array
 Batch = Mapping[str, Array]  # field -> values, batch axis first
@@ -65,6 +65,14 @@ class Ops(Protocol):
         """The same values; no gradient flows through them."""
         ...
 
+    def call(self, imported: Imported, prediction: Array, target: Array, *, at: str) -> Array:
+        """What a loss or a metric given by an import path makes of predictions and targets: a scalar.
+
+        It must be a mean over the examples: so it is averaged over micro-batches by how many each has.
+        `at` is its key in the recipe, for errors.
+        """
+        ...
+
     def input_gradient(self, function: Callable[[Array], Array], x: Array) -> Array:
         """Slope of sum(function(x)) in x, of the shape of x; itself differentiable, for penalties."""
         ...
@@ -93,12 +101,17 @@ class Phase:
 class System(Table):
     """Base of all systems: a frozen dataclass whose fields are the keys of `[system]`."""
 
+    evaluates: ClassVar[tuple[str, ...]] = ()  # what `evaluate` gives, where that is always the same
+
     @abstractmethod
     def phases(self) -> Sequence[Phase]:
         """The phases of one step, in order."""
 
-    def check(self, models: Mapping[str, Model]) -> None:
-        """Raise ValueError if a model is missing or two do not fit together; nothing is built yet."""
+    def check(self, models: Mapping[str, Model]) -> Iterable[ValueError] | None:
+        """Raise ValueError if two models do not fit together, or yield several; nothing is built yet.
+
+        A `Wrong` names the key to mend; all models that the phases update or that read data are there.
+        """
         return None
 
     def reads(self) -> Mapping[str, str | None]:
@@ -113,22 +126,17 @@ class System(Table):
         """Means over the examples of one micro-batch of evaluation data."""
         return {}
 
+    def predict(self, models: Models, batch: Batch, ops: Ops) -> tuple[Array, Array] | None:
+        """Predictions and targets for the recipe's own metrics; None of a system that predicts nothing."""
+        return None
+
     def samples(self, models: Models, batch: Batch, ops: Ops) -> Mapping[str, Array]:
         """Pictures worth looking at, (N, channels, height, width), in the range of the data."""
         return {}
 
 
 AnySystem = Annotated[System, OneOf(System)]
-
-
-def need(models: Mapping[str, Model], *names: str) -> None:
-    """Raise ValueError naming the models that a system needs and a recipe lacks."""
-    missing = [name for name in names if name not in models]
-    if missing:
-        there = ", ".join(models) or "none"
-        raise ValueError(
-            f"needs the model{'s' * (len(missing) > 1)} {', '.join(missing)}; the recipe has {there}"
-        )
+AnyLoss = Annotated[Imported, OneOf(Imported)]  # a field of a system's own: what `Ops.call` takes
 
 
 def updates_before(phases: Sequence[Phase], step: int) -> int:

@@ -4,38 +4,45 @@ from collections.abc import Mapping, Sequence
 
 from dtrain.data.source import Field
 from dtrain.spec.models import Model, output_of
-from dtrain.spec.table import Fraction, kind
-from dtrain.systems.base import Array, Batch, Logs, Loss, Models, Ops, Phase, System, need
+from dtrain.spec.table import Fraction, Wrong, kind
+from dtrain.systems.base import AnyLoss, Array, Batch, Logs, Loss, Models, Ops, Phase, System
 
 
 @kind(System, "classifier")
 class Classifier(System):
-    """Cross-entropy on the logits of the model `classifier`.
+    """Cross-entropy, or another loss, on the logits of the model `classifier`.
 
     Label smoothing: Szegedy et al. 2016 (arXiv:1512.00567).
     """
 
+    loss: AnyLoss | None = None  # of logits and labels, by its import path; the cross-entropy if left out
     label_smoothing: Fraction = 0.0  # share of each label that goes to all classes alike
     input: str = "image"  # the field of the data that the model reads
     label: str = "label"  # the field with the class, a whole number from 0
 
+    evaluates = ("loss", "accuracy")
+
+    def __post_init__(self) -> None:
+        if self.loss is not None and self.label_smoothing:
+            raise Wrong(
+                "label_smoothing", "belongs to the cross-entropy, not to a loss of one's own", is_key=True
+            )
+
     def phases(self) -> Sequence[Phase]:
-        return (Phase(("classifier",), self.loss),)
+        return (Phase(("classifier",), self.classify),)
 
     def reads(self) -> Mapping[str, str | None]:
         return {self.input: "classifier", self.label: None}
 
     def check(self, models: Mapping[str, Model]) -> None:
-        need(models, "classifier")
         out = output_of(models["classifier"])
         if out is not None and len(out) != 1:
-            raise ValueError(
-                f"models.classifier gives {out}; a classifier gives (classes); end it with a linear layer"
-            )
+            said = f"gives {out}, but must give (classes); end it with a linear layer"
+            raise Wrong("models.classifier", said)
 
     def check_data(self, models: Mapping[str, Model], fields: Mapping[str, Field]) -> None:
         label, out = fields[self.label], output_of(models["classifier"])
-        if label.shape or label.dtype.kind not in "iu":
+        if label.shape or not label.holds_whole_numbers:
             raise ValueError(f'the labels in "{self.label}" must be single whole numbers, from 0')
         if out is not None and label.classes is not None and label.classes > out[0]:
             raise ValueError(
@@ -43,17 +50,23 @@ class Classifier(System):
                 f"make its last layer's `out` {label.classes}"
             )
 
-    def loss(self, models: Models, batch: Batch, ops: Ops) -> Loss:
-        logits = models.classifier(batch[self.input])  # (N, classes)
-        value = ops.cross_entropy(logits, batch[self.label], smoothing=self.label_smoothing)
-        return Loss(value, {"accuracy": accuracy(logits, batch[self.label])})
+    def classify(self, models: Models, batch: Batch, ops: Ops) -> Loss:
+        logits, labels = self.predict(models, batch, ops)
+        value = self.loss_of(logits, labels, ops, smoothing=self.label_smoothing)
+        return Loss(value, {"accuracy": accuracy(logits, labels)})
 
     def evaluate(self, models: Models, batch: Batch, ops: Ops) -> Logs:
-        logits = models.classifier(batch[self.input])
-        return {
-            "loss": ops.cross_entropy(logits, batch[self.label]),
-            "accuracy": accuracy(logits, batch[self.label]),
-        }
+        logits, labels = self.predict(models, batch, ops)
+        return {"loss": self.loss_of(logits, labels, ops), "accuracy": accuracy(logits, labels)}
+
+    def predict(self, models: Models, batch: Batch, ops: Ops) -> tuple[Array, Array]:
+        return models.classifier(batch[self.input]), batch[self.label]  # (N, classes), (N,)
+
+    def loss_of(self, logits: Array, labels: Array, ops: Ops, *, smoothing: float = 0.0) -> Array:
+        """The mean loss over the examples."""
+        if self.loss is not None:
+            return ops.call(self.loss, logits, labels, at="system.loss")
+        return ops.cross_entropy(logits, labels, smoothing=smoothing)
 
 
 def accuracy(logits: Array, labels: Array) -> Array:

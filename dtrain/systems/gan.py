@@ -1,11 +1,11 @@
 """Generative adversarial networks. Source: Goodfellow et al. 2014 (arXiv:1406.2661)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from dtrain.spec.models import Model, input_of, output_of
-from dtrain.spec.table import Positive, Rate, kind
-from dtrain.systems.base import Array, Batch, Logs, Loss, Models, Ops, Phase, System, need
+from dtrain.spec.table import Positive, Rate, Wrong, kind
+from dtrain.systems.base import Array, Batch, Logs, Loss, Models, Ops, Phase, System
 
 
 @kind(System, "gan")
@@ -18,11 +18,14 @@ class GAN(System):
     """
 
     latent: Positive  # length of z ~ N(0, 1)
+    # what generator and discriminator play for
     loss: Literal["non_saturating", "hinge", "least_squares", "wasserstein"] = "non_saturating"
     critic_steps: Positive = 1  # updates of the discriminator for one of the generator
     gradient_penalty: Rate = 10.0  # weight of the penalty; of loss = "wasserstein" alone
     r1: Rate = 0.0  # weight of the squared slope at real examples, halved
     input: str = "image"  # the field of the data that is imitated
+
+    evaluates = ("loss", "real", "fake")
 
     def phases(self) -> Sequence[Phase]:
         return (
@@ -33,22 +36,22 @@ class GAN(System):
     def reads(self) -> Mapping[str, str | None]:
         return {self.input: "discriminator"}
 
-    def check(self, models: Mapping[str, Model]) -> None:
-        need(models, "generator", "discriminator")
+    def check(self, models: Mapping[str, Model]) -> Iterator[ValueError]:
         generator, discriminator = models["generator"], models["discriminator"]
         takes, makes, judges = input_of(generator), output_of(generator), input_of(discriminator)
         if takes not in (None, (self.latent,)):
-            raise ValueError(f"latent is {self.latent}, but models.generator.input is {list(takes or ())}")
+            said = f"is {self.latent}, but models.generator.input is {list(takes or ())}"
+            yield Wrong("system.latent", said)
         if makes and judges and makes != judges:
-            raise ValueError(
+            yield Wrong(
+                "models.discriminator.input",
                 f"models.generator makes {makes}, but models.discriminator takes {judges}: "
-                f"the last layer of the one and the input of the other must agree"
+                f"the last layer of the one and the input of the other must agree",
             )
         verdict = output_of(discriminator)
         if verdict not in (None, (1,)):
-            raise ValueError(
-                f"models.discriminator gives {verdict}; it must give (1), one verdict an example"
-            )
+            said = f"gives {verdict}, but must give (1), one verdict an example"
+            yield Wrong("models.discriminator", said)
 
     def make(self, models: Models, count: int, ops: Ops) -> Array:
         """Generate `count` examples."""

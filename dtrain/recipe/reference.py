@@ -1,0 +1,171 @@
+"""The generated parts of docs/recipe.md: every table and key, made of the types that recipes are read by.
+
+`python -m dtrain.recipe.reference docs/recipe.md` writes them anew, each between its two marks.
+"""
+
+import dataclasses
+import math
+import re
+import sys
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dtrain.data.dataset import Reading
+from dtrain.data.source import Source
+from dtrain.errors import DtrainError
+from dtrain.recipe.descriptions import descriptions, paragraphs, source
+from dtrain.recipe.keys import arms_of, default_of
+from dtrain.recipe.values import Average, Checkpoint, Evaluate, Every, Recipe, Track, Train
+from dtrain.recipe.write import encode
+from dtrain.spec.decode import ARRAYS, WANTED, fields_of, own_keys, split
+from dtrain.spec.initial import Initial
+from dtrain.spec.layers import ImportedLayer, Layer
+from dtrain.spec.models import ModelSpec
+from dtrain.spec.optimizers import ImportedOptimizer, Optimizer
+from dtrain.spec.schedules import ImportedSchedule, Schedule
+from dtrain.spec.table import KINDS, OneOf, Within
+from dtrain.spec.words import either, written
+from dtrain.systems.base import System
+
+PART = re.compile(r"(?<=<!-- generated: )([a-z]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
+FAMILIES = {  # what a table of a family is called
+    "Initial": "[initial value](#initial-values)",
+    "Layer": "[layers](#layers)",
+    "ModelSpec": "[model](#models)",
+    "Optimizer": "[optimizer](#optimizers)",
+    "Schedule": "[schedule](#schedules)",
+    "Source": "[source](#data)",
+    "System": "[system](#systems)",
+    "Imported": "table with an [import path](#imported-kinds)",
+}
+
+
+def parts() -> dict[str, str]:
+    """Every generated part by name, in Markdown."""
+    return {
+        "recipe": rows(Recipe),
+        "train": rows(Train),
+        "averages": rows(Average),
+        "every": rows(Every),
+        "evaluate": rows(Evaluate),
+        "checkpoint": rows(Checkpoint),
+        "track": rows(Track),
+        "systems": "\n".join(family(System)),
+        "models": rows(ModelSpec),
+        "layers": "\n".join(family(Layer, ImportedLayer)),
+        "initial": "\n".join(family(Initial)),
+        "optimizers": "\n".join(family(Optimizer, ImportedOptimizer)),
+        "schedules": "\n".join(family(Schedule, ImportedSchedule)),
+        "sources": "\n".join(family(Source)),
+        "examples": rows(Reading),
+    }
+
+
+def renewed(text: str) -> str:
+    """A Markdown text with its generated parts as they are now. Raises DtrainError unless all are there."""
+    made = parts()
+    found = [name for name, _ in PART.findall(text)]
+    if sorted(found) != sorted(made):
+        wrong = sorted({*found, *made} - ({*found} & {*made})) or found
+        raise DtrainError(f"the generated parts are {', '.join(made)}, each once; look at {', '.join(wrong)}")
+    return PART.sub(lambda part: f"{part[1]}{part[2]}{made[part[1]]}", text)
+
+
+def family(base: type, imported: type | None = None) -> Iterator[str]:
+    """The kinds of a family, each with its keys; first those that all have."""
+    shared = list(fields_of(base)) if dataclasses.is_dataclass(base) else []
+    if shared:
+        yield f"Every one has:\n\n{rows(base)}"
+    for name, cls in KINDS[base].items():
+        yield from _kind(f"`{name}`", cls, [key for key in fields_of(cls) if key not in shared])
+    if imported is not None:
+        own = [key for key in own_keys(imported) if key not in shared]
+        yield from _kind("An import path", imported, own)
+
+
+def rows(cls: type, keys: list[str] | None = None) -> str:
+    """A table of a class's keys, or of some of them."""
+    said = descriptions(cls)
+    lines = ["| key | value | default | meaning |", "|---|---|---|---|"]
+    for key, (target, is_required) in fields_of(cls).items():
+        if keys is None or key in keys:
+            default = "required" if is_required else default_in_words(cls, key)
+            value = value_in_words(target)
+            if cls is Recipe and value == "table" and key != "hyperparameters":
+                value = f"[table](#{key})"
+            lines.append(f"| `{key}` | {value} | {default} | {said[key]} |")
+    return "\n".join(lines) + "\n"
+
+
+def _kind(title: str, cls: type, keys: list[str]) -> Iterator[str]:
+    paper = f" Source: {source(cls)}" if source(cls) else ""
+    yield f"**{title}**: " + "\n\n".join(paragraphs(cls)) + paper + "\n"
+    if keys:
+        yield rows(cls, keys)
+
+
+def default_in_words(cls: type, key: str) -> str:
+    """What a key is when it is left out, as a recipe writes it."""
+    value = default_of(cls, key)
+    is_table = dataclasses.is_dataclass(value) and not getattr(value, "kind", "")
+    return "" if value is None or value == {} or is_table else f"`{written(encode(value))}`"
+
+
+def value_in_words(target: Any) -> str:
+    """What may stand under a key."""
+    arms = [_one_in_words(arm) for arm in arms_of(target)]
+    if len(arms) == 2 and arms[1].startswith("array of "):
+        count = "2 " if arms[1].startswith("array of 2 ") else ""
+        return f"{arms[0]}, or array of {count}such"
+    return either(arms)
+
+
+def _one_in_words(target: Any) -> str:
+    inner, notes = split(target)
+    for note in notes:
+        if isinstance(note, OneOf):
+            return FAMILIES[note.base.__name__]
+    origin, inside = typing.get_origin(inner), typing.get_args(inner)
+    if origin is typing.Literal:
+        return either(f"`{written(choice)}`" for choice in inside)
+    if origin in ARRAYS:
+        return _array_in_words(inside)
+    if inner is Any:
+        return "anything"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        what = _one_in_words(inside[-1])
+        return "table" if what == "anything" else f"by name: {what}"
+    if dataclasses.is_dataclass(inner):
+        return "table"
+    words = WANTED[inner][1].removeprefix("a ").replace("path, as a string", "path")
+    return words + "".join(_bounds_in_words(note) for note in notes if isinstance(note, Within))
+
+
+def _array_in_words(inside: tuple[Any, ...]) -> str:
+    what = _one_in_words(inside[0])
+    many = what.replace("number", "numbers").replace("string", "strings")
+    if inside[-1] is ...:
+        return f"array of {many}"
+    return f"array of {len(inside)} {many}"
+
+
+def _bounds_in_words(bounds: Within) -> str:
+    """` above 0`, ` from 0 to 1`."""
+    if math.isfinite(bounds.at_least) and math.isfinite(bounds.at_most):
+        return f" from {bounds.at_least:g} to {bounds.at_most:g}"
+    names = ("above", "at_least", "at_most", "below")
+    given = [(name.replace("_", " "), getattr(bounds, name)) for name in names]
+    said = " and ".join(f"{name} {value:g}" for name, value in given if math.isfinite(value))
+    return f" {said}" if said else ""
+
+
+def main(arguments: list[str]) -> None:
+    """Write the generated parts of a file anew."""
+    (path,) = map(Path, arguments)
+    path.write_text(renewed(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
