@@ -48,14 +48,19 @@ class RecordingBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def record_batch_norms(module: nn.Module) -> nn.Module:
-    """Replace the batch normalisations of an imported model by recording ones, weights kept."""
+    """Replace the batch normalisations of an imported module by recording ones, weights kept."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return module if isinstance(module, RecordingBatchNorm) else _recording(module)
     for name, child in module.named_children():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, RecordingBatchNorm):
-            options = {"affine": child.affine, "track_running_stats": child.track_running_stats}
-            own = RecordingBatchNorm(child.num_features, child.eps, child.momentum, **options)
-            own.load_state_dict(child.state_dict())
-            own.train(child.training)
-            setattr(module, name, own)
-        else:
-            record_batch_norms(child)
+        setattr(module, name, record_batch_norms(child))
     return module
+
+
+def _recording(norm: nn.modules.batchnorm._BatchNorm) -> RecordingBatchNorm:
+    options = {"affine": norm.affine, "track_running_stats": norm.track_running_stats}
+    if norm.affine and norm.bias is None:
+        options["bias"] = False
+    own = RecordingBatchNorm(norm.num_features, norm.eps, norm.momentum, **options)
+    own.load_state_dict(norm.state_dict())
+    own.train(norm.training)
+    return own

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from dtrain.backends.torch_batch_norm import RecordingBatchNorm
+from dtrain.backends.torch_imported import Site, build_imported
 from dtrain.spec import blocks, layers, spatial
 from dtrain.spec.initial import Shape
 from dtrain.spec.layers import Layer
@@ -34,8 +35,25 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def build_layer(layer: Layer, shape: Shape) -> nn.Module:
-    """The module of a layer that takes `shape`, without the batch axis."""
+def build_layer(layer: Layer, shape: Shape, site: Site) -> nn.Module:
+    """The module of a layer that takes `shape`, without the batch axis.
+
+    Raises RecipeError if an imported one cannot be had, or gives another shape than the recipe says.
+    """
+    match layer:
+        case layers.ImportedLayer():
+            return build_imported(layer, shape, site)
+        case blocks.Residual():
+            inside = stack(layer.layers, shape, site.within("layers", "layers"))
+            changes = layer.out_shape(shape) != shape
+            projection = build_layer(layer.projection(shape), shape, site) if changes else None
+            return Residual(inside, projection)
+        case blocks.Repeat():
+            copies = []
+            for time in range(layer.times):
+                copies.append(stack(layer.layers, shape, site.within(str(time), "layers")))
+                shape = blocks.shape_after(layer.layers, shape)
+            return nn.Sequential(*copies)
     return BUILDERS[type(layer)](layer, shape)
 
 
@@ -49,11 +67,11 @@ def builds(kind: type[L]) -> Callable[[Callable[[L, Shape], nn.Module]], Callabl
     return register
 
 
-def stack(of: blocks.Layers, shape: Shape) -> nn.Sequential:
-    """Layers in a row."""
+def stack(of: blocks.Layers, shape: Shape, site: Site) -> nn.Sequential:
+    """Layers in a row, which stand at `site`."""
     modules = []
-    for layer in of:
-        modules.append(build_layer(layer, shape))
+    for number, layer in enumerate(of):
+        modules.append(build_layer(layer, shape, site.item(number)))
         shape = layer.out_shape(shape)
     return nn.Sequential(*modules)
 
@@ -134,23 +152,6 @@ def _(layer: layers.Dropout, shape: Shape) -> nn.Module:
 @builds(layers.Embedding)
 def _(layer: layers.Embedding, shape: Shape) -> nn.Module:
     return nn.Embedding(layer.size, layer.out)
-
-
-@builds(blocks.Residual)
-def _(layer: blocks.Residual, shape: Shape) -> nn.Module:
-    changes = layer.out_shape(shape) != shape
-    return Residual(
-        stack(layer.layers, shape), build_layer(layer.projection(shape), shape) if changes else None
-    )
-
-
-@builds(blocks.Repeat)
-def _(layer: blocks.Repeat, shape: Shape) -> nn.Module:
-    copies = []
-    for _ in range(layer.times):
-        copies.append(stack(layer.layers, shape))
-        shape = blocks.shape_after(layer.layers, shape)
-    return nn.Sequential(*copies)
 
 
 class GlobalPool(nn.Module):

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dtrain.backends.torch_measures import Measure, build_measure, measured
+from dtrain.spec.table import Imported
+
 
 class TorchOps:
     """Draws come from the device's default generator, which the engine seeds for every micro-batch."""
@@ -13,6 +16,7 @@ class TorchOps:
     def __init__(self, device: torch.device, dtype: torch.dtype):
         self.device = device
         self.dtype = dtype
+        self._measures: dict[str, Measure] = {}  # losses and metrics that were imported, by their keys
 
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, device=self.device, dtype=self.dtype)
@@ -35,6 +39,11 @@ class TorchOps:
 
     def detach(self, x: Tensor) -> Tensor:
         return x.detach()
+
+    def call(self, imported: Imported, prediction: Tensor, target: Tensor, *, at: str) -> Tensor:
+        if at not in self._measures:
+            self._measures[at] = build_measure(imported, self.device, self.dtype, at=at)
+        return measured(self._measures[at], imported, prediction, target, at=at)
 
     def input_gradient(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         # Slopes of half-precision outputs vanish or overflow: penalties are computed in full.

@@ -11,6 +11,7 @@ from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
 from dtrain.engines.torch_state import restore_tensors
 from dtrain.errors import CheckpointError
 from dtrain.recipe.load import from_table
+from dtrain.spec.trust import Trust
 
 
 def load_models(
@@ -18,10 +19,12 @@ def load_models(
 ) -> dict[str, nn.Module]:
     """Build the models of a checkpoint, or of a run's newest one, on the CPU in evaluation mode.
 
-    `averages` takes the moving average of a model where there is one. A model given by an import
-    path is imported only from torch, dtrain and the packages in `trust`. Raises CheckpointError
-    naming the file that is missing or altered.
+    `averages` takes the moving average of a model where there is one. A model or layer given by an import
+    path is imported only from torch.nn and the packages in `trust`; a function that makes a model is
+    trusted by its full name, `package.module:function`. Raises CheckpointError naming the file that is
+    missing or altered, and RecipeError where a model cannot be had.
     """
+    trusted = Trust(names=(trust,) if isinstance(trust, str) else tuple(trust))
     path = Path(path)
     inside = checkpoints_in(path)
     checkpoint = open_checkpoint(inside[-1] if inside else path)
@@ -32,7 +35,7 @@ def load_models(
         weights |= checkpoint.tensors("averages")
     models = {}
     for name, spec in recipe.models.items():
-        module = build_model(name, spec, seed=recipe.seed, trust=trust)
+        module = build_model(name, spec, seed=recipe.seed, trust=trusted)
         given = {key.partition("/")[2]: value for key, value in weights.items() if key.startswith(f"{name}/")}
         if recipe.train.precision == "fp64":
             module.double()
