@@ -4,18 +4,21 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
+from dtrain.backends.torch_schedules import Settings
 from dtrain.checkpoint.write import keep, write
 from dtrain.data.loader import evaluation_batches
 from dtrain.engines.base import Measured, Update
 from dtrain.errors import DivergedError, DtrainError, RecipeError
 from dtrain.events import Evaluated, Event, Finished, Sampled, Saved, Started, Stepped
 from dtrain.pictures import save_grid
-from dtrain.recipe.decode import nearest
 from dtrain.recipe.write import to_toml
 from dtrain.run import Run, agreed
-from dtrain.systems.base import Phase, updates_before
+from dtrain.spec.words import nearest
+from dtrain.systems.base import Batch, Logs, Models, Ops, Phase, updates_before
 
 
 def train(run: Run) -> Iterator[Event]:
@@ -29,6 +32,8 @@ def train(run: Run) -> Iterator[Event]:
     updates = updates_before(phases, run.step)
     clock = Clock()
     measured: dict[str, Measured] = {}  # the latest update of each phase since the last log
+    if run.schedules.monitors:
+        run.schedules.check(evaluate(run, 1))  # not hours later, at the first evaluation
     yield Started(run.step, run.total, run.recipe.train.batch_size)
     while run.step < run.total:
         done, is_last = run.step + 1, run.step + 1 == run.total
@@ -37,15 +42,15 @@ def train(run: Run) -> Iterator[Event]:
         for label, phase in zip(labels, phases, strict=True):
             if run.step % phase.every:
                 continue
-            rates = {name: run.recipe.optimizers[name].lr_at(run.step, run.total) for name in phase.updates}
+            settings = {name: run.schedules.at(name, run.step) for name in phase.updates}
             for _ in range(phase.repeat):
                 # One that is not of every step may be the latest when its turn to be logged comes.
                 measures = logs or saves or evaluates or phase.every > 1
-                update = make_update(run, phase, updates, rates, measure=measures)
+                update = make_update(run, phase, updates, settings, measure=measures)
                 measured[label] = run.engine.update(update, run.loader.load(updates))
                 updates += 1
                 clock.examples += update.size
-            clock.rates |= rates
+            clock.rates |= {name: each["lr"] for name, each in settings.items()}
         run.step = done
         metrics = measure(run, measured) if logs or saves or evaluates else {}
         yield Stepped(done, {**metrics, **clock.read()} if logs else {})
@@ -54,6 +59,8 @@ def train(run: Run) -> Iterator[Event]:
 
         if evaluates:
             evaluated = evaluate(run)
+            if due(every.evaluate, done, is_last=False):  # or a run and a longer one would part at this step
+                run.schedules.observe(evaluated)
             saves = take_best(run, evaluated) or saves
             if evaluated:
                 yield Evaluated(done, evaluated)
@@ -81,7 +88,9 @@ def due(period: int, step: int, is_last: bool) -> bool:
     return is_last or (period > 0 and step % period == 0)
 
 
-def make_update(run: Run, phase: Phase, number: int, rates: Mapping[str, float], *, measure: bool) -> Update:
+def make_update(
+    run: Run, phase: Phase, number: int, settings: Mapping[str, Settings], *, measure: bool
+) -> Update:
     """What all ranks know of the update with this number."""
     size = run.order.size(number)
     return Update(
@@ -89,7 +98,7 @@ def make_update(run: Run, phase: Phase, number: int, rates: Mapping[str, float],
         key=(run.recipe.seed, "update", number),
         size=size,
         micro_batches=-(-size // run.recipe.train.micro),
-        lr=rates,
+        settings=settings,
         measure=measure,
     )
 
@@ -122,7 +131,8 @@ def take_best(run: Run, evaluated: Mapping[str, float]) -> bool:
     if choice.best not in evaluated:
         there = ", ".join(evaluated) or "nothing"
         near = nearest(choice.best, evaluated)
-        raise RecipeError("checkpoint.best", f'"{choice.best}" is not evaluated; there is {there}{near}')
+        said = f'"{choice.best}" is not evaluated; there is {there}'
+        raise RecipeError("checkpoint.best", said, suggestion=near)
     value, sign = evaluated[choice.best], 1 if choice.mode == "max" else -1
     is_best = math.isfinite(value) and (run.best is None or sign * value > sign * run.best[1])
     if is_best:
@@ -130,15 +140,35 @@ def take_best(run: Run, evaluated: Mapping[str, float]) -> bool:
     return is_best
 
 
-def evaluate(run: Run) -> dict[str, float]:
-    """The system's metrics over every evaluation example, each once, on any number of ranks."""
+def evaluate(run: Run, batches: int | None = None) -> dict[str, float]:
+    """The system's metrics over every evaluation example, each once, on any number of ranks.
+
+    Or over so many of each rank's batches: enough for their names.
+    """
     assert run.evaluation is not None
     terms = []
-    for micro, batch in evaluation_batches(run.evaluation):
+    for micro, batch in islice(evaluation_batches(run.evaluation), batches):
         key = (run.recipe.seed, "evaluate", micro.number)
-        logs = run.engine.run(run.system.evaluate, batch, key=key)
+        logs = run.engine.run(partial(measures, run), batch, key=key)
         terms.append((0 if micro.idle else len(micro.indices), logs))
     return {f"evaluate/{name}": value for name, value in run.engine.mean(terms).items()}
+
+
+def measures(run: Run, models: Models, batch: Batch, ops: Ops) -> Logs:
+    """The system's metrics of one micro-batch, and those that the recipe names."""
+    logs = dict(run.system.evaluate(models, batch, ops))
+    metrics = run.recipe.evaluate.metrics
+    if not metrics:
+        return logs
+    predicted = run.system.predict(models, batch, ops)
+    if predicted is None:
+        raise RecipeError("evaluate.metrics", "the system has no predictions to measure", is_key=True)
+    for name, metric in metrics.items():
+        at = f"evaluate.metrics.{name}"
+        if name in logs:
+            raise RecipeError(at, "the system evaluates this itself; another name would do", is_key=True)
+        logs[name] = ops.call(metric, *predicted, at=at)
+    return logs
 
 
 def sample(run: Run) -> Iterator[Sampled]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import tomli
 
+from dtrain.backends.torch_schedules import Schedules
 from dtrain.checkpoint.folders import Place, choose
 from dtrain.checkpoint.format import folder_name
 from dtrain.checkpoint.read import all_tensors, checkpoints_in, open_checkpoint
@@ -22,6 +23,7 @@ from dtrain.data.opening import open_examples
 from dtrain.data.order import Order, Sweep
 from dtrain.data.source import Examples
 from dtrain.engines.base import Engine
+from dtrain.engines.launcher import contradictions
 from dtrain.engines.world import World, read_world
 from dtrain.errors import CheckpointError, DataError, DtrainError, LaunchError, RecipeError
 from dtrain.recipe.fit import check_fields, check_shares
@@ -47,6 +49,7 @@ class Run:
     loader: Loader
     order: Order
     evaluation: Loader | None  # None where the data has no part for it
+    schedules: Schedules
     place: Place
     total: int  # steps
     environment: Mapping[str, Any]  # versions, device and world, for the manifest
@@ -63,7 +66,8 @@ class Run:
         """What a checkpoint holds besides tensors."""
         choice = self.recipe.checkpoint
         best = None if self.best is None else {"metric": choice.best, "mode": choice.mode, "at": self.best}
-        return {"step": self.step, "best": best, "data": self.data, **self.engine.scalars()}
+        own = {"step": self.step, "best": best, "data": self.data, "schedules": self.schedules.state()}
+        return own | self.engine.scalars()
 
     def close(self) -> None:
         """Free the devices, leave the other processes in good order, unlock the run's folder."""
@@ -87,8 +91,8 @@ def setup(
     """Make a run ready: carry on the newest one of this recipe that was cut off, or begin a new one.
 
     `fresh` begins anew; `resume` names a run or a checkpoint to start from. Raises DtrainError for
-    a world other than the one asked for, data or a checkpoint that cannot be read, or that does not
-    fit the recipe.
+    a world or settings other than those that the launcher was asked for, data or a checkpoint that
+    cannot be read, or that does not fit the recipe.
     """
     # What multiprocessing itself goes by where a script is imported a second time, by a process it started.
     if getattr(current_process(), "_inheriting", False):
@@ -96,7 +100,11 @@ def setup(
             "a data worker imported this script and came upon dtrain.setup again; put the script's work "
             'under `if __name__ == "__main__":`, or set workers = 0'
         )
-    world = world or read_world(os.environ)
+    if world is None:
+        world = read_world(os.environ)
+        clips = {name: optimizer.clip for name, optimizer in recipe.optimizers.items()}
+        for mistake in contradictions(recipe.train, clips, world.size, world.asked):
+            raise mistake
     with ExitStack() as stack:
         engine = stack.enter_context(_open_engine(recipe, world))
         # One process of each machine first: a dataset that downloads itself does so once.
@@ -107,6 +115,7 @@ def setup(
         order = Order(len(examples), recipe.train.batch_size, recipe.train.micro, recipe.seed)
         check_shares(recipe, len(examples), engine.world)
         updates = (recipe.train.epochs or 0) * order.updates_per_epoch
+        total = recipe.train.steps or steps_for(system.phases(), updates)
         run = Run(
             recipe=recipe,
             system=system,
@@ -116,8 +125,9 @@ def setup(
             evaluation=None
             if evaluation is None
             else stack.enter_context(_sweep(evaluation, recipe, engine)),
+            schedules=agreed(engine, lambda: Schedules(recipe.optimizers, total)),
             place=Place(Path(), None),
-            total=recipe.train.steps or steps_for(system.phases(), updates),
+            total=total,
             environment=_environment(engine),
             data={
                 "examples": len(examples),
@@ -178,14 +188,15 @@ def _open_engine(recipe: Recipe, world: World) -> Iterator[Engine]:
 
 def _open_data(recipe: Recipe) -> tuple[Examples, Examples | None]:
     examples = open_examples(recipe.data, "train", recipe.seed)
-    check_fields(recipe, examples)
+    check_fields(recipe, examples.fields)
     source = recipe.evaluate.data or recipe.data
     try:
         evaluation = open_examples(source, "evaluate", recipe.seed)
-        check_fields(recipe, evaluation)
+        check_fields(recipe, evaluation.fields)
         return examples, evaluation
     except (DataError, RecipeError):
-        if recipe.every.evaluate or recipe.evaluate.data is not None or recipe.checkpoint.best is not None:
+        asked_for = recipe.evaluate.data, recipe.checkpoint.best, recipe.evaluate.metrics or None
+        if recipe.every.evaluate or any(wish is not None for wish in asked_for):
             raise
         return examples, None
 
@@ -227,6 +238,7 @@ def _restore(run: Run, path: Path) -> None:
         if checkpoint.step >= run.total and run.folder not in path.parents:
             raise CheckpointError(f"it has done {checkpoint.step} steps, and the recipe asks for {run.total}")
         run.engine.restore(all_tensors(checkpoint), checkpoint.state)
+        run.schedules.restore(checkpoint.state.get("schedules", {}))
         run.step = checkpoint.step
         run.best = _best_of(run, checkpoint.state["best"])
     except (KeyError, TypeError, ValueError) as error:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import GAN, written
 from launching import (
     ACCELERATE,
     PROGRAM,
@@ -21,8 +22,11 @@ from launching import (
     wait,
 )
 
+import dtrain
+from dtrain.engines.launcher import contradictions
 from dtrain.engines.world import read_world
 from dtrain.errors import LaunchError
+from dtrain.recipe.values import Train
 
 ELASTIC = [*TORCHRUN, "--standalone", "--nproc_per_node", "2"]
 
@@ -57,7 +61,7 @@ def test_two_processes_of_a_launcher_train_together(launcher: list[str], name: s
         assert (seen["launcher"], seen["size"]) == (name, 2)
         assert seen["accelerate"] == [2, seen["rank"]]
         assert seen["gradient"] == 1.5  # the mean over ranks of rank + 1
-        assert seen["precision_of_launcher"] == ("no" if name != "accelerate" else "bf16")
+        assert list(seen["asked"]) == (["mixed_precision"] if name == "accelerate" else [])
         assert seen["mixed_precision"] == "no"
         assert seen["torch_threads"] == 1
 
@@ -134,6 +138,85 @@ def test_contradictions_are_refused(environment: dict[str, str], message: str) -
     with pytest.raises(LaunchError) as caught:
         read_world(environment)
     assert message in str(caught.value)
+
+
+def test_what_the_launcher_asks_for_is_read_with_its_source(tmp_path: Path) -> None:
+    settings = "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nnum_processes: 1\n"
+    settings += "mixed_precision: fp16\ndeepspeed_config:\n  gradient_clipping: 0.5\n"
+    file = tmp_path / "accelerate" / "default_config.yaml"
+    file.parent.mkdir()
+    file.write_text(settings)
+    variable = "the environment variable ACCELERATE_MIXED_PRECISION is"
+    of_file = [f"{variable} fp16, by {file}", f"{file} says gradient_clipping 0.5"]
+    steps = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+    cases: list[tuple[list[str], dict[str, str], list[str]]] = [
+        (["--mixed_precision", "bf16"], {}, [f"{variable} bf16, by the option --mixed_precision of `acc"]),
+        (["--mixed_precision=no"], {}, []),
+        (["--config_file", str(file)], {}, of_file),
+        ([], {"HF_HOME": str(tmp_path)}, of_file),
+        (["--mixed-precision", "no", "--config_file", str(file)], {}, of_file[1:]),
+        (["--gradient_accumulation_steps", "2"], {}, ["the option --gradient_accumulation_steps of `acc"]),
+        ([], {steps: "4"}, [f"the environment variable {steps} is 4"]),
+    ]
+    started = [launch([*ACCELERATE, *options], "read", **environment) for options, environment, _ in cases]
+    for process, (_, _, said) in zip(started, cases, strict=True):
+        ended = wait([process])
+        assert ended.code == 0, ended.errors
+        (seen,) = ended.seen
+        found = [asked["said"] for asked in seen["asked"].values()]
+        assert [text[: len(start)] for text, start in zip(found, said, strict=True)] == said
+
+
+@pytest.mark.parametrize(
+    ("size", "variable", "value", "keys"),
+    [
+        (1, "MIXED_PRECISION", "no", []),
+        (1, "MIXED_PRECISION", "BF16", []),
+        (1, "MIXED_PRECISION", "fp16", ["train.precision"]),
+        (1, "MIXED_PRECISION", "fp8", ["train.precision"]),
+        (1, "GRADIENT_ACCUMULATION_STEPS", "1", []),
+        (1, "GRADIENT_ACCUMULATION_STEPS", "auto", []),
+        (1, "GRADIENT_ACCUMULATION_STEPS", "4", []),
+        (2, "GRADIENT_ACCUMULATION_STEPS", "2", []),
+        (2, "GRADIENT_ACCUMULATION_STEPS", "4", ["train.micro_batch_size"]),
+        (1, "GRADIENT_CLIPPING", "none", []),
+        (1, "GRADIENT_CLIPPING", "1.0", ["optimizers.critic.clip"]),
+        (1, "GRADIENT_CLIPPING", "2", ["optimizers.actor.clip", "optimizers.critic.clip"]),
+    ],
+)
+def test_a_recipe_and_its_launcher_agree(size: int, variable: str, value: str, keys: list[str]) -> None:
+    world = read_world({f"ACCELERATE_{variable}": value})
+    train = Train(steps=1, batch_size=32, micro_batch_size=8, precision="bf16")
+    found = list(contradictions(train, {"actor": 1.0, "critic": None}, size, world.asked))
+    assert [error.key for error in found] == keys
+    for error in found:
+        assert f"in the recipe, but the environment variable ACCELERATE_{variable} is {value};" in str(error)
+        assert str(error).endswith("; make them agree, or leave it out there")
+
+
+def test_a_number_of_the_launcher_that_is_none_is_refused() -> None:
+    asked = read_world({"ACCELERATE_GRADIENT_CLIPPING": "much"}).asked
+    with pytest.raises(LaunchError, match="GRADIENT_CLIPPING is much, which is not a number"):
+        list(contradictions(Train(steps=1, batch_size=1), {"actor": None}, 1, asked))
+
+
+def test_a_script_is_refused_where_its_launcher_says_otherwise(
+    tmp_path: Path, on_cpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    recipe = dtrain.load(written(tmp_path, "gan.toml", GAN))
+    with pytest.raises(dtrain.errors.RecipeError, match=r"^train\.precision: is fp32 in the recipe, but"):
+        dtrain.setup(recipe, runs=tmp_path)
+
+
+def test_a_run_is_refused_where_its_launcher_says_otherwise(tmp_path: Path) -> None:
+    recipe = written(tmp_path, "gan.toml", GAN)
+    options = ["--cpu", "--mixed_precision", "bf16", "-m"]
+    ended = wait([start([*ACCELERATE, *options, "dtrain", "run", str(recipe), "--runs", str(tmp_path)], {})])
+    assert ended.code != 0
+    assert "train.precision: is fp32 in the recipe, but the environment variable" in ended.errors
+    assert "ACCELERATE_MIXED_PRECISION is bf16, by the option --mixed_precision of" in ended.errors
+    assert not (tmp_path / "tiny-gan").exists()
 
 
 def test_a_rank_that_fails_takes_the_others_along() -> None:

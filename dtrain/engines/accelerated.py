@@ -11,20 +11,20 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dtrain.backends.torch_backend import batch_norms, build_model, build_optimizer, named_tensors
+from dtrain.backends.torch_backend import batch_norms, build_model, named_tensors
 from dtrain.backends.torch_ops import TorchOps, seed_generators
+from dtrain.backends.torch_optimizers import build_optimizer
 from dtrain.data.order import MicroBatch
 from dtrain.data.source import Batch
 from dtrain.engines.base import Key, Measured, Part, Update
 from dtrain.engines.exchange import gather_json
+from dtrain.engines.precision import HALF, check_precision, in_full
 from dtrain.engines.statistics import IDLE, Notes, average_notes, loose_buffers, take_notes
 from dtrain.engines.torch_state import Optimizers, restore_tensors
 from dtrain.spec.keys import seed_of
 from dtrain.spec.models import Model
 from dtrain.spec.optimizers import Optimizer
 from dtrain.systems.base import Logs, Models, Ops
-
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class AcceleratedEngine:
@@ -46,6 +46,7 @@ class AcceleratedEngine:
         self.accelerator = accelerator
         self.device = accelerator.device
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        check_precision(precision, self.device)
         # cuDNN's convolutions otherwise round fp32 to tf32 in silence. torch makes the name at import.
         torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
         torch.backends.cudnn.deterministic = True  # or a resume gives other bits
@@ -60,7 +61,7 @@ class AcceleratedEngine:
         for name, spec in models.items():
             module = build_model(name, spec, seed=seed).to(self.device, self.dtype)
             if self.half:  # losses are computed in full from what models give in half
-                module.register_forward_hook(_in_full)
+                module.register_forward_hook(in_full)
             self.bare[name] = self.wrapped[name] = module.train(name in optimizers)
             if name in optimizers and self.world > 1:  # alone it would do nothing, in a second
                 self.wrapped[name] = accelerator.prepare_model(module)
@@ -68,7 +69,10 @@ class AcceleratedEngine:
             name: list(module.parameters()) for name, module in self.bare.items()
         }
         self.optimizers = Optimizers(
-            {name: build_optimizer(name, spec, self.parameters[name]) for name, spec in optimizers.items()},
+            {
+                name: build_optimizer(name, spec, dict(self.bare[name].named_parameters()))
+                for name, spec in optimizers.items()
+            },
             {name: [key for key, _ in module.named_parameters()] for name, module in self.bare.items()},
         )
         self.decays = dict(averages)
@@ -274,8 +278,7 @@ class AcceleratedEngine:
                 norms[name] = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
             if clip is not None:
                 nn.utils.clip_grads_with_norm_(parameters, clip, norms[name])
-            for group in optimizer.param_groups:
-                group["lr"] = update.lr[name]
+            self.optimizers.set(name, update.settings[name])
             if scaler is not None:
                 scaler.step(optimizer)
             else:
@@ -314,11 +317,6 @@ class AcceleratedEngine:
         """Averages are of weights alone: running statistics are the model's own."""
         for average, own in zip(self.averages[name].buffers(), self.bare[name].buffers(), strict=True):
             average.copy_(own)
-
-
-def _in_full(module: nn.Module, inputs: Any, output: Any) -> Any:
-    is_half = isinstance(output, Tensor) and output.dtype in HALF.values()
-    return output.float() if is_half else output
 
 
 def _detached(logs: Logs) -> Logs:

@@ -28,7 +28,7 @@ class Update:
     key: Key  # (seed, "update", number): what is random in it
     size: int  # examples over all ranks
     micro_batches: int  # their number over all ranks
-    lr: Mapping[str, float]  # by model
+    settings: Mapping[str, Mapping[str, Any]]  # by model: its "lr", and what else a schedule moves
     measure: bool  # whether its gradient norms will be asked for
 
 

@@ -23,8 +23,19 @@ class Optimizers:
     def __getitem__(self, model: str) -> torch.optim.Optimizer:
         return self.optimizers[model]
 
+    def set(self, model: str, settings: Mapping[str, Any]) -> None:
+        """Go by what a schedule says from now on; it is no part of the state."""
+        for group in self.optimizers[model].param_groups:
+            group.update(settings)
+        self.first[model].update(settings)
+
     def _entries(self) -> Iterator[tuple[str, str, Any]]:
         for model, optimizer in self.optimizers.items():
+            if strange := [key for key in optimizer.state if not isinstance(key, Tensor)]:
+                raise CheckpointError(
+                    f"optimizers.{model} keeps state of no parameter ({strange[0]}); a checkpoint holds "
+                    "that of parameters, so a resume would not be exact"
+                )
             for name, parameter in zip(self.names[model], _parameters(optimizer), strict=True):
                 for key, value in optimizer.state.get(parameter, {}).items():
                     if not isinstance(value, Tensor | bool | int | float | str | None):
@@ -69,6 +80,7 @@ class Optimizers:
             groups = optimizer.state_dict()["param_groups"]
             groups[0].update(scalars["settings"].get(model, {}))
             optimizer.load_state_dict({"state": state, "param_groups": groups})
+            _keep_types(optimizer, state)
         if entries:
             raise CheckpointError(
                 f"optimizer state of parameters that the recipe lacks: {', '.join(sorted(entries)[:8])}"
@@ -102,6 +114,16 @@ def _check_shapes(name: str, entry: Mapping[str, Any], parameter: Tensor) -> Non
         value = entry.get(key)
         if isinstance(value, Tensor) and value.shape != parameter.shape:
             raise CheckpointError(f"{name}/{key} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
+
+
+def _keep_types(optimizer: torch.optim.Optimizer, state: Mapping[int, Mapping[str, Any]]) -> None:
+    """Undo torch's turning of all state into the parameter's type: NAdam's products are float32 in fp64."""
+    parameters = _parameters(optimizer)
+    for number, entry in state.items():
+        own = optimizer.state[parameters[number]]
+        for key, value in entry.items():
+            if isinstance(value, Tensor) and own[key].dtype != value.dtype:
+                own[key] = value.to(own[key].device)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

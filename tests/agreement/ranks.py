@@ -66,8 +66,8 @@ def watch_updates(run: dtrain.Run, steps: int = 6) -> Iterator[dict[str, Any]]:
         for phase in run.system.phases():
             for _ in range(0 if step % phase.every else phase.repeat):
                 before = state(run.engine)
-                rates = {name: run.recipe.optimizers[name].lr for name in phase.updates}
-                update = make_update(run, phase, number, rates, measure=False)
+                settings = {name: {"lr": run.recipe.optimizers[name].lr} for name in phase.updates}
+                update = make_update(run, phase, number, settings, measure=False)
                 run.engine.update(update, run.loader.load(number))
                 after = state(run.engine)
                 moved = {
