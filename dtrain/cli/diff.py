@@ -1,0 +1,122 @@
+"""dtrain diff: what differs between two recipes, runs or checkpoints."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dtrain.errors import DtrainError
+
+if TYPE_CHECKING:
+    from dtrain.recipe.values import Recipe
+
+SAME, DIFFERENT = 0, 1  # as of diff(1)
+CHECKPOINTS, MANIFEST, RECIPE, METRICS = "checkpoints", "manifest.json", "recipe.toml", "metrics.jsonl"
+WIDEST = 40  # characters of a value, so that both stand on a line
+UNMEASURED = ("examples_per_second",)  # of the machine, not of the recipe
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is compared: a recipe, and the metrics of its run up to a step."""
+
+    recipe: "Recipe"
+    metrics: Mapping[str, tuple[int, float]] = field(default_factory=dict)  # the last of each, and its step
+
+
+@click.command()
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+def diff(first: Path, second: Path) -> int:
+    """Print what differs in meaning between two recipes, runs or checkpoints.
+
+    Defaults are written out, references, stacks and extended files resolved; nothing that a recipe names is
+    imported. Of runs and checkpoints the last metrics are compared, too. Ends with 0 if the recipes are the
+    same and with 1 if they differ.
+    """
+    from dtrain.recipe.compare import differences
+
+    a, b = open_side(first), open_side(second)
+    found = differences(a.recipe, b.recipe)
+    if found:
+        rows = [(each.key, _shown(each.first), _shown(each.second)) for each in found]
+        click.echo("\n".join(columns([("", str(first), str(second)), *rows])))
+    else:
+        click.echo("the recipes are the same in meaning")
+    if lines := list(metric_rows(a, b)):
+        click.echo("\n" + "\n".join(columns([("last metrics", "first", "second", "change"), *lines])))
+    return DIFFERENT if found else SAME
+
+
+def open_side(path: Path) -> Side:
+    """A recipe's file, a checkpoint, or a run. Raises DtrainError if a path is none of these."""
+    from dtrain.recipe.load import from_document, read
+
+    def recipe_of(file: Path) -> "Recipe":
+        return from_document(read(file), imports=False, vets=False)
+
+    if path.is_file():
+        return Side(recipe_of(path))
+    if not path.exists():
+        raise DtrainError(f"{path} does not exist; a recipe, a run or a checkpoint would do")
+    if (path / MANIFEST).is_file():
+        step = int(path.name.rpartition("-")[2]) if path.name.rpartition("-")[2].isdigit() else None
+        return Side(recipe_of(path / RECIPE), last_metrics(path.parent.parent / METRICS, step))
+    if (path / RECIPE).is_file():
+        return Side(recipe_of(path / RECIPE), last_metrics(path / METRICS, None))
+    inside = sorted(run for run in path.glob("*") if (run / RECIPE).is_file())
+    hint = (
+        f"; the newest run in it is {inside[-1]}" if inside else "; a recipe, a run or a checkpoint would do"
+    )
+    raise DtrainError(f"{path} is none{hint}")
+
+
+def last_metrics(path: Path, step: int | None) -> dict[str, tuple[int, float]]:
+    """The last value of each metric up to a step, with the step that it was measured at."""
+    from dtrain.track.jsonl import read_metrics
+
+    if not path.is_file():
+        return {}
+    found: dict[str, tuple[int, float]] = {}
+    for at, values in read_metrics(path):
+        if step is None or at <= step:
+            numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+            found |= {name: (at, float(value)) for name, value in numbers.items() if name not in UNMEASURED}
+    return found
+
+
+def metric_rows(a: Side, b: Side) -> Iterator[tuple[str, str, str, str]]:
+    """Name, both values and the change, evaluations first; the step where it is not the same."""
+    names = sorted(
+        a.metrics.keys() | b.metrics.keys(), key=lambda name: (not name.startswith("evaluate/"), name)
+    )
+    for name in names:
+        first, second = a.metrics.get(name), b.metrics.get(name)
+        is_apart = first is not None and second is not None and first[0] != second[0]
+        shown = [
+            "-" if side is None else f"{side[1]:.4g}" + (f" (step {side[0]})" if is_apart else "")
+            for side in (first, second)
+        ]
+        change = "" if first is None or second is None else f"{second[1] - first[1]:+.4g}"
+        yield name, shown[0], shown[1], change
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines, each column as wide as its widest cell."""
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    return [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _shown(value: Any) -> str:
+    from dtrain.recipe.compare import NOTHING
+    from dtrain.spec.words import written
+
+    if value is NOTHING:
+        return "-"
+    text = written(value)
+    return text if len(text) <= WIDEST else text[: WIDEST - 3] + "..."
