@@ -131,7 +131,7 @@ def train_resume_and_load(arguments: list[str]) -> int:
             with pytest.raises(RuntimeError, match="somebody unpickles"):
                 gather_object([1])  # how Accelerate's ranks talk: seen here if it were used
     assert dtrain.load_models(run)["generator"](torch.zeros(1, 4)).shape == (1, 1, 8, 8)
-    return main(["run", str(recipe), "train.steps=2", "--runs", str(runs), "--fresh"])
+    return main(["run", str(recipe), "train.steps=4", "--runs", str(runs), "--fresh"])
 
 
 def test_nothing_unpickles_on_one_process_or_two(checkpoint: Path, gan: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def steps_of(run: Run) -> list[int]:
 
 
 def test_an_average_is_a_leaf_and_keeps_no_graph(gan: Path, tmp_path: Path) -> None:
-    with dtrain.setup(dtrain.load(gan, ["train.steps=3"]), runs=tmp_path) as run:
+    with dtrain.setup(dtrain.load(gan, ["train.steps=4"]), runs=tmp_path) as run:
         for _ in dtrain.train(run):
             pass
         averages = [t for part, _, t in run.engine.tensors() if part == "averages"]
@@ -100,7 +100,7 @@ def test_data_of_another_length_does_not_continue_a_run(classifier: Path, tmp_pa
         (
             'kind = "classifier"\n',
             'kind = "classifier"\nlabel = "labels"\n',
-            'the field "labels"; the data has',
+            'the data has no field "labels"; it has',
         ),
         ('kind = "classifier"\n', 'kind = "classifier"\nlabel = "image"\n', "must be single whole numbers"),
     ],

@@ -54,13 +54,13 @@ def test_events_come_in_the_order_in_which_things_happen(gan: Path, tmp_path: Pa
 
 
 def test_a_step_names_losses_norms_and_rates_of_every_model(gan: Path, tmp_path: Path) -> None:
-    recipe = dtrain.load(gan, ["train.steps=1"])
+    recipe = dtrain.load(gan, ["train.steps=1", "optimizers.*.schedule.warmup=0"])
     with dtrain.setup(recipe, runs=tmp_path) as run:
         (stepped,) = [event for event in dtrain.train(run) if isinstance(event, Stepped)]
     of_both = {f"{name}/{term}" for name in recipe.models for term in ("loss", "grad_norm", "lr")}
     critic = {"discriminator/real", "discriminator/fake"}
     assert stepped.metrics.keys() == of_both | critic | {"examples_per_second"}
-    assert stepped.metrics["generator/lr"] == 2e-3 / 4  # the first of 4 steps of warm-up
+    assert stepped.metrics["generator/lr"] == 2e-3
 
 
 def test_watching_or_not_changes_nothing_that_is_learned(gan: Path, tmp_path: Path) -> None:

@@ -245,9 +245,9 @@ def test_resume_names_a_run_or_a_checkpoint(gan: Path, tmp_path: Path, dtrain_he
 
 
 def test_a_finished_run_resumed_by_name_ends_at_once(gan: Path, tmp_path: Path, dtrain_here: Here) -> None:
-    assert dtrain_here("run", gan, "train.steps=2", "--runs", tmp_path).code == 0
+    assert dtrain_here("run", gan, "train.steps=4", "--runs", tmp_path).code == 0
     run = only_run(tmp_path)
     before = last_tensors(run), metrics_of(run)
-    said = dtrain_here("run", gan, "train.steps=2", "--runs", tmp_path, "--resume", run)
+    said = dtrain_here("run", gan, "train.steps=4", "--runs", tmp_path, "--resume", run)
     assert said.code == 0
     assert (last_tensors(only_run(tmp_path)), metrics_of(run)) == before

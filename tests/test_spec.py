@@ -10,21 +10,24 @@ import pytest
 import torch
 from torch import nn
 
-from dtrain.backends.torch_backend import build_model, build_optimizer
+from dtrain.backends.torch_backend import build_model
+from dtrain.backends.torch_optimizers import build_optimizer
+from dtrain.backends.torch_schedules import Schedules
 from dtrain.spec.blocks import LayerError
+from dtrain.spec.decode import decoded
 from dtrain.spec.initial import Initial
 from dtrain.spec.keys import generator, seed_of
 from dtrain.spec.layers import Layer
 from dtrain.spec.models import ModelSpec
 from dtrain.spec.optimizers import AnyOptimizer, ImportedOptimizer, Optimizer
 from dtrain.spec.schedules import Schedule
-from dtrain.spec.table import KINDS, adapter
+from dtrain.spec.table import KINDS
 
 Row = tuple[dict[str, Any], tuple[int, ...]]  # a layer's table, and a shape that it takes
 
 
 def model_of(layers: list[dict[str, Any]], shape: tuple[int, ...]) -> ModelSpec:
-    spec: ModelSpec = adapter(ModelSpec).validate_python({"input": shape, "layers": layers})
+    spec: ModelSpec = decoded(ModelSpec, {"input": shape, "layers": layers})
     return spec
 
 
@@ -218,7 +221,7 @@ MISFITS: list[tuple[str, dict[str, Any], tuple[int, ...], str]] = [
     ("pool", {"mode": "max", "size": 9}, (1, 8, 8), "a window of 9 does not fit into (8, 8)"),
     ("pool", {"mode": "max", "size": 2, "padding": 2}, (1, 8, 8), "more than half the window"),
     ("pool", {"mode": "global"}, (8,), "pool needs"),
-    ("reshape", {"shape": [3, 3]}, (8,), "(8,) holds 8 values, (3, 3) takes 9"),
+    ("reshape", {"shape": [3, 3]}, (8,), "(3, 3) takes 9 values, not 8"),
     ("group_norm", {"groups": 3}, (4, 8, 8), "4 channels do not divide into 3 groups"),
     ("layer_norm", {}, (1, 8, 8), "for pictures use group_norm"),
     ("residual", {"layers": [{"kind": "flatten"}]}, (1, 8, 8), "no projection leads from (1, 8, 8) to (64,)"),
@@ -241,9 +244,11 @@ def test_a_layer_that_does_not_fit_is_named_with_its_place(
     ):
         with pytest.raises(LayerError) as caught:
             model_of(stack, shape).rows()
-        assert (caught.value.at, said in str(caught.value)) == (place, True), (place, str(caught.value))
+        at = f"{place}.shape" if kind == "reshape" else place
+        assert (caught.value.at, said in str(caught.value)) == (at, True), (place, str(caught.value))
         if place == "layers[1]":
-            assert f"the shape after dropout is {shape}" in str(caught.value)
+            assert str(caught.value).endswith(f" (layers[0], dropout, gives {shape})")
+            assert str(caught.value).startswith(kind)
 
 
 def test_every_kind_of_layer_that_can_misfit_does() -> None:
@@ -334,7 +339,7 @@ INITIALS: dict[str, list[tuple[dict[str, Any], Callable[[torch.Tensor], torch.Te
 def test_an_initial_draws_as_torch_does(
     kind: str, table: dict[str, Any], twin: Callable[..., torch.Tensor], shape: tuple[int, ...]
 ) -> None:
-    initial: Initial = adapter(KINDS[Initial][kind]).validate_python(table)
+    initial: Initial = decoded(KINDS[Initial][kind], table)
     ours = torch.from_numpy(initial.draw(shape, generator("test")))
     torch.manual_seed(0)
     theirs = twin(torch.empty(shape))
@@ -396,7 +401,7 @@ SCHEDULES: dict[str, list[tuple[dict[str, Any], int, Callable[[int], float]]]] =
 def test_a_schedule_follows_its_formula(
     kind: str, table: dict[str, Any], total: int, by_hand: Callable[[int], float]
 ) -> None:
-    schedule: Schedule = adapter(KINDS[Schedule][kind]).validate_python(table)
+    schedule: Schedule = decoded(KINDS[Schedule][kind], table)
     assert [schedule(step, total) for step in range(total)] == pytest.approx(
         [by_hand(n) for n in range(total)]
     )
@@ -410,14 +415,14 @@ def test_every_kind_of_schedule_has_a_row() -> None:
 
 def test_schedules_end_where_they_should_even_when_all_is_warm_up_or_one_step() -> None:
     for kind in KINDS[Schedule]:
-        schedule: Schedule = adapter(KINDS[Schedule][kind]).validate_python({})
+        schedule: Schedule = decoded(KINDS[Schedule][kind], {})
         assert schedule(0, 1) == 1.0
-        warm: Schedule = adapter(KINDS[Schedule][kind]).validate_python({"warmup": 10})
+        warm: Schedule = decoded(KINDS[Schedule][kind], {"warmup": 10})
         assert [warm(step, 5) for step in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
 
 
 def test_the_cosine_is_torchs() -> None:
-    schedule: Schedule = adapter(KINDS[Schedule]["cosine"]).validate_python({"floor": 0.1})
+    schedule: Schedule = decoded(KINDS[Schedule]["cosine"], {"floor": 0.1})
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
     theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=19, eta_min=0.2)
     for step in range(20):
@@ -427,7 +432,7 @@ def test_the_cosine_is_torchs() -> None:
 
 
 def test_the_line_is_torchs() -> None:
-    schedule: Schedule = adapter(KINDS[Schedule]["linear"]).validate_python({"floor": 0.25})
+    schedule: Schedule = decoded(KINDS[Schedule]["linear"], {"floor": 0.25})
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
     theirs = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.25, total_iters=19)
     for step in range(20):
@@ -461,12 +466,12 @@ OPTIMIZERS: dict[str, list[tuple[dict[str, Any], type[torch.optim.Optimizer]]]] 
 def test_an_optimizer_steps_as_torchs_own(
     kind: str, table: dict[str, Any], twin: type[torch.optim.Optimizer]
 ) -> None:
-    spec: Optimizer = adapter(AnyOptimizer).validate_python({"kind": kind, **table})
+    spec: Optimizer = decoded(AnyOptimizer, {"kind": kind, **table})
     torch.manual_seed(0)
     ours = [nn.Parameter(torch.randn(5, 3, dtype=torch.float64))]
     theirs = [nn.Parameter(ours[0].detach().clone())]
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
-    optimizers = (build_optimizer("model", spec, ours), twin(theirs, **options))
+    optimizers = (build_optimizer("model", spec, {"weight": ours[0]}), twin(theirs, **options))
     for _ in range(5):
         gradient = torch.randn(5, 3, dtype=torch.float64)
         for optimizer, (parameter,) in zip(optimizers, (ours, theirs), strict=True):
@@ -491,7 +496,7 @@ def test_every_kind_of_optimizer_has_a_row() -> None:
 
 def test_an_imported_optimizer_keeps_dtrains_own_keys_apart() -> None:
     table = {"kind": "torch.optim:NAdam", "lr": 0.1, "clip": 2.0, "schedule": {"kind": "linear"}, "eps": 1e-4}
-    spec = adapter(AnyOptimizer).validate_python(table)
+    spec = decoded(AnyOptimizer, table)
     assert isinstance(spec, ImportedOptimizer)
     assert (spec.lr, spec.clip, spec.schedule.kind, dict(spec.arguments)) == (
         0.1,
@@ -499,5 +504,5 @@ def test_an_imported_optimizer_keeps_dtrains_own_keys_apart() -> None:
         "linear",
         {"eps": 1e-4},
     )
-    assert spec.lr_at(0, 11) == 0.1
-    assert spec.lr_at(5, 11) == pytest.approx(0.05)
+    schedules = Schedules({"model": spec}, 11)
+    assert [schedules.at("model", step)["lr"] for step in (0, 5)] == [0.1, pytest.approx(0.05)]

@@ -1,0 +1,227 @@
+"""Recipes by hypothesis: each value is drawn from the type of its key, so that new kinds are drawn, too."""
+
+import dataclasses
+import os
+import types
+import typing
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hypothesis import reject
+from hypothesis import strategies as st
+
+from dtrain.recipe.values import Average, Checkpoint, Evaluate, Every, Recipe, Track, Train
+from dtrain.spec.blocks import LayerError, shape_after
+from dtrain.spec.decode import fields_of, own_keys, split
+from dtrain.spec.layers import Flatten, ImportedLayer, Layer, Linear
+from dtrain.spec.models import ModelSpec
+from dtrain.spec.optimizers import AnyOptimizer
+from dtrain.spec.table import KINDS, AtLeastOne, Checked, Imported, Matching, OneOf, Within, freeze
+from dtrain.systems.base import System
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=12).filter(
+    lambda text: "${" not in text and not text.startswith(("./", "../"))  # which are references and paths
+)
+NAMES = st.text("abcXYZ019_-äж", min_size=1, max_size=6)
+LEAVES = st.booleans() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False) | TEXT | st.datetimes()
+PLAIN = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=6
+)
+PATHS = st.sampled_from(("torch.nn:Some", "package:Name", "package.module:Name", "a.b.c.d:function"))
+METRICS = {"gan": ("loss", "real", "fake"), "classifier": ("loss", "accuracy")}
+
+
+@cache
+def of(target: Any) -> st.SearchStrategy[Any]:
+    """Values of a type."""
+    inner, notes = split(target)
+    for note in notes:
+        if isinstance(note, OneOf):
+            return family(note)
+    within = next((note for note in notes if isinstance(note, Within)), Within())
+    checks = [note.function for note in notes if isinstance(note, Checked)]
+    found = _of_plain(inner, within, any(isinstance(note, AtLeastOne) for note in notes))
+    if any(isinstance(note, Matching) for note in notes):
+        found = st.from_regex(next(n.pattern for n in notes if isinstance(n, Matching)), fullmatch=True)
+    for check in checks:
+        found = found.filter(lambda value, check=check: _is_taken(check, value))
+    return found
+
+
+def _of_plain(inner: Any, within: Within, is_filled: bool) -> st.SearchStrategy[Any]:
+    origin, arguments = typing.get_origin(inner), typing.get_args(inner)
+    if origin in (typing.Union, types.UnionType):
+        return st.one_of(*(st.none() if arm is type(None) else of(arm) for arm in arguments))
+    if origin is typing.Literal:
+        return st.sampled_from(arguments)
+    if origin is tuple and arguments[-1:] == (...,):
+        size = {"min_size": 1 if is_filled else 0, "max_size": 3}
+        return st.lists(of(arguments[0]), **size, unique=_is_choice(arguments[0])).map(tuple)
+    if origin is tuple:
+        return st.tuples(*map(of, arguments))
+    if origin is not None and issubclass(origin, Mapping):
+        return st.dictionaries(NAMES, of(arguments[-1]), max_size=3).map(types.MappingProxyType)
+    if dataclasses.is_dataclass(inner):
+        return table(inner)
+    return _of_scalar(inner, within)
+
+
+def _of_scalar(inner: Any, within: Within) -> st.SearchStrategy[Any]:
+    if inner is bool:
+        return st.booleans()
+    if inner is int:
+        low = max(within.at_least, within.above + 1, -9)
+        return st.integers(int(low), int(min(within.at_most, 9)))
+    if inner is float:
+        low, high = max(within.at_least, within.above, -1e9), min(within.at_most, within.below, 1e9)
+        open_low, open_high = low == within.above, high == within.below
+        return st.floats(low, high, exclude_min=open_low, exclude_max=open_high)
+    if inner is str:
+        return TEXT
+    if inner is Path:
+        return st.lists(TEXT.filter(lambda part: "\0" not in part), max_size=3).map(
+            lambda parts: Path(os.path.normpath("/" + "/".join(parts).lstrip("/")))
+        )
+    assert inner is Any, inner
+    return PLAIN.map(freeze)
+
+
+def _is_choice(target: Any) -> bool:
+    return typing.get_origin(split(target)[0]) is typing.Literal
+
+
+def _is_taken(check: Any, value: Any) -> bool:
+    try:
+        check(value)
+    except ValueError:
+        return False
+    return True
+
+
+@cache
+def table(cls: type) -> st.SearchStrategy[Any]:
+    """Tables of a class; those whose keys do not agree are drawn again."""
+
+    @st.composite
+    def draw_table(draw: st.DrawFn) -> Any:
+        for _ in range(5):
+            keys = {name: draw(of(target)) for name, (target, _) in fields_of(cls).items()}
+            try:
+                return cls(**keys)
+            except ValueError:
+                continue
+        reject()
+
+    return draw_table()
+
+
+def family(note: OneOf) -> st.SearchStrategy[Any]:
+    """One of the kinds of a family, or something imported."""
+    tables = [table(cls) for cls in note.kinds.values()]
+    return st.one_of(*tables, *([imported(note.imported)] if note.imported else []))
+
+
+@cache
+def imported(cls: type) -> st.SearchStrategy[Any]:
+    """Something given by an import path that is nowhere; it is never imported here."""
+    own = own_keys(cls)
+    arguments = st.dictionaries(NAMES.filter(lambda name: name not in ("kind", *own)), PLAIN, max_size=3)
+
+    @st.composite
+    def draw_imported(draw: st.DrawFn) -> Any:
+        keys = {name: draw(of(target)) for name, (target, _) in own.items() if name != "monitor"}
+        return cls(path=draw(PATHS), arguments=freeze(draw(arguments)), **keys)
+
+    return draw_imported()
+
+
+@st.composite
+def layers_from(draw: st.DrawFn, shape: tuple[int, ...], most: int = 5) -> tuple[Layer, ...]:
+    """Layers that fit, whatever their kinds; those that do not are left out."""
+    found: list[Layer] = []
+    for _ in range(draw(st.integers(1, most))):
+        kind = draw(st.sampled_from([*KINDS[Layer], "imported"]))
+        if kind == "imported":
+            layer = draw(imported(ImportedLayer))
+        elif "layers" in fields_of(KINDS[Layer][kind]):
+            block = KINDS[Layer][kind]
+            own = {n: draw(of(t)) for n, (t, _) in fields_of(block).items() if n != "layers"}
+            layer = block(**own, layers=draw(layers_from(shape, 2)))
+        elif kind == "reshape":
+            layer = KINDS[Layer][kind](shape=tuple(draw(st.permutations(shape))))
+        else:
+            layer = draw(table(KINDS[Layer][kind]))
+        try:
+            shape = shape_after((layer,), shape)
+        except LayerError:
+            continue
+        found.append(layer)
+    return (*found, Flatten())
+
+
+@st.composite
+def models_for(draw: st.DrawFn, system: Any) -> dict[str, Any]:
+    """Models that a system can train, and others that are there besides."""
+    shapes = st.lists(st.integers(1, 12), min_size=1, max_size=3).map(tuple)
+    found = draw(st.dictionaries(NAMES, imported(Imported) | model(shapes), max_size=2))
+    match getattr(system, "kind", ""):
+        case "gan":
+            generator = draw(model(st.just((system.latent,)), begins=True))
+            found["generator"] = generator
+            found["discriminator"] = draw(model(st.just(generator.output), ends=1))
+        case "classifier":
+            found["classifier"] = draw(model(shapes, ends=draw(st.integers(1, 9))))
+        case _:
+            assert isinstance(system, Imported), "say here what models this kind of system trains"
+    return found
+
+
+@st.composite
+def model(
+    draw: st.DrawFn,
+    shapes: st.SearchStrategy[tuple[int, ...]],
+    *,
+    begins: bool = False,
+    ends: int | None = None,
+) -> ModelSpec:
+    """A model whose layers fit; it begins, or ends with so many outputs, with what can be trained."""
+    shape = draw(shapes)
+    before = (Linear(out=draw(st.integers(1, 9))),) if begins else ()
+    layers = draw(layers_from(shape_after(before, shape)))
+    return ModelSpec(input=shape, layers=(*before, *layers, *((Linear(out=ends),) if ends else ())))
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> Recipe:
+    """Whole recipes without a mistake."""
+    kinds = [table(cls) for cls in KINDS[System].values()]
+    system = draw(st.one_of(*kinds, imported(Imported)))
+    models = draw(models_for(system))
+    is_known = isinstance(system, System)
+    trained = [name for phase in system.phases() for name in phase.updates] if is_known else list(models)
+    micro = draw(st.integers(1, 8))
+    train = draw(table(Train).filter(lambda train: train.steps is None or train.steps > 0))
+    steps = draw(st.integers(10, 99)) if train.steps else None
+    batches = {"batch_size": micro * draw(st.integers(1, 4)), "micro_batch_size": micro, "steps": steps}
+    evaluate = draw(table(Evaluate)) if getattr(system, "kind", "") == "classifier" else Evaluate()
+    metrics = [*METRICS.get(getattr(system, "kind", ""), ("any",)), *evaluate.metrics]
+    best = draw(st.none() | st.sampled_from([f"evaluate/{name}" for name in metrics]))
+    return Recipe(
+        name=draw(of(fields_of(Recipe)["name"][0])),
+        seed=draw(st.integers(0, 2**63 - 1)),
+        hyperparameters=freeze(draw(st.dictionaries(TEXT, PLAIN, max_size=3))),
+        system=system,
+        models=types.MappingProxyType(models),
+        optimizers=types.MappingProxyType({name: draw(of(AnyOptimizer)) for name in dict.fromkeys(trained)}),
+        data=draw(of(fields_of(Recipe)["data"][0])),
+        train=dataclasses.replace(train, **batches),
+        averages=types.MappingProxyType({n: draw(table(Average)) for n in trained if draw(st.booleans())}),
+        every=draw(table(Every)),
+        evaluate=evaluate,
+        checkpoint=dataclasses.replace(draw(table(Checkpoint)), best=best),
+        track=draw(table(Track)),
+    )
+
+
