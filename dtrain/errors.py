@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-
 LONGEST = 200  # characters of a key that are shown
 
 

@@ -206,13 +206,22 @@ def test_a_recipe_that_a_user_runs_reaches_what_its_place_can_use(package: str) 
             find(path, role)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["./mine.py", "/abs/mine.py:Net", "a b", "", "a:b.c", "a:", "3d", "a/b"])
+@pytest.mark.parametrize("name", ["./mine.py", "./mine.py:Net", "/abs/mine.py", "a b", "", "a:b.c", "a:", "3d", "a/b"])
 def test_what_is_trusted_must_be_a_package_or_the_full_name_of_a_function(name: str) -> None:
-    with pytest.raises(DtrainError, match=r"a package, or package.module:function, would do"):
+    with pytest.raises(DtrainError, match=r"package.module:function or /folder/file.py:Name would do"):
         Trust(names=(name,))
 
 
 class TestLocalFiles:
+    def test_a_file_is_trusted_by_its_full_name_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        text = "from torch import nn\nclass Net(nn.Linear): pass\nclass Other(nn.Linear): pass\n"
+        file = beside(tmp_path, monkeypatch, "trusted_net.py", text)
+        assert find(f"{file}:Net", "model", Trust(names=(f"{file}:Net",))).__name__ == "Net"
+        with pytest.raises(ImportPathError, match=f"name it whole: --trust {file}:Other"):
+            find(f"{file}:Other", "model", Trust(names=(f"{file}:Net",)))
+
     def test_a_file_is_the_module_of_its_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         beside(tmp_path, monkeypatch, "beside_it.py", "factor = 3\n")
         text = "from beside_it import factor\nclass Outer:\n    class Inner: pass\n"
@@ -283,7 +292,7 @@ class TestConfig:
             ('trusts = ["timm"]', r'config\.toml: trusts: unknown key; did you mean "trust"\?'),
             (
                 "trust = ['./x.py']",
-                r"config\.toml: trust\[0\]: found \"\./x\.py\"; a package, or package.module",
+                r"config\.toml: trust\[0\]: found \"\./x\.py\"; a package, package.module",
             ),
             ("trust = 'timm'", r"config\.toml: trust: found \"timm\"; an array would do"),
             ("trust = [", r"config\.toml cannot be read: "),

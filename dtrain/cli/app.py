@@ -14,6 +14,7 @@ from dtrain.cli.run import run
 from dtrain.cli.schema import schema
 from dtrain.cli.show import show
 from dtrain.errors import DtrainError, RecipeError, RecipeErrors
+from dtrain.spec.words import visible
 
 LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 DEFECT, MISTAKE, INTERRUPTED = 1, 2, 130

@@ -7,6 +7,7 @@ from dtrain.errors import RecipeErrors, Spot
 from dtrain.spec.words import visible
 
 WIDEST = 110  # characters of a line that are shown
+UNSEEN = "\N{REPLACEMENT CHARACTER}"  # in place of what a terminal would carry out
 
 
 def as_text(errors: RecipeErrors, *, with_lines: bool) -> str:
@@ -27,7 +28,7 @@ def excerpt(spot: Spot) -> str:
     at = spot.column - 1 - start
     before = "".join("\t" if letter == "\t" else " " * _width(letter) for letter in text[:at])
     carets = "^" * max(1, sum(map(_width, text[at : at + spot.length])))
-    shown = "".join(letter if letter.isprintable() or letter == "\t" else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    shown = "".join(letter if letter.isprintable() or letter == "\t" else UNSEEN for letter in text)
     margin = " " * len(number)
     return f"    {number} | {shown}\n    {margin} | {before}{carets}"
 

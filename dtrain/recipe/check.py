@@ -1,5 +1,6 @@
 """What must agree between the tables of a recipe, found before anything is built."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -10,8 +11,10 @@ from dtrain.spec.blocks import LayerError, shape_after
 from dtrain.spec.models import Model, ModelSpec
 from dtrain.spec.optimizers import Optimizer
 from dtrain.spec.table import Wrong
-from dtrain.spec.words import either, nearest, show
+from dtrain.spec.words import dotted, either, nearest, show
 from dtrain.systems.base import System
+
+MOST_WEIGHTS = 10**12
 
 
 def mistakes(parts: Parts, spread: Collection[str] = ()) -> Iterator[RecipeError]:
@@ -130,8 +133,12 @@ def _missing_model(system: System, name: str, wrong: str | None, parts: Parts) -
 
 
 def _names(parts: Parts, absent: Mapping[str, str | None]) -> Iterator[RecipeError]:
-    """Optimizers and averages of models that are not there."""
+    """Names that no model can have, and optimizers and averages of models that are not there."""
     models = parts.names("models")
+    for name in models:
+        if not re.fullmatch(r"[\w-]+", name):
+            said = f"found {show(name)}; letters, digits, dashes and underscores would do"
+            yield RecipeError(dotted(("models", name)), said, is_key=True)
     there = ", ".join(models) or "none"
     for table in ("optimizers", "averages"):
         names = parts.names(table)
@@ -140,7 +147,7 @@ def _names(parts: Parts, absent: Mapping[str, str | None]) -> Iterator[RecipeErr
                 continue
             near = nearest(name, models, first=[model for model in models if model not in names])
             said = f"there is no such model; models are {there}"
-            yield RecipeError(f"{table}.{name}", said, is_key=True, suggestion=near)
+            yield RecipeError(dotted((table, name)), said, is_key=True, suggestion=near)
 
 
 def _shapes(models: Mapping[str, Model]) -> Iterator[RecipeError]:
@@ -149,8 +156,11 @@ def _shapes(models: Mapping[str, Model]) -> Iterator[RecipeError]:
             continue
         try:
             shape_after(model.layers, model.input)
+            if (weights := model.parameter_count()) > MOST_WEIGHTS:
+                said = f"has {weights:,} weights; no machine holds more than {MOST_WEIGHTS:,}"
+                yield RecipeError(dotted(("models", name)), said)
         except LayerError as error:
-            yield RecipeError(f"models.{name}.{error.at}", str(error))
+            yield RecipeError(f"{dotted(('models', name))}.{error.at}", str(error))
 
 
 def _trained(parts: Parts, system: System, others: Collection[str | None]) -> Iterator[RecipeError]:

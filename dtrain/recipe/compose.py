@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.errors import RecipeError, RecipeErrors
-from dtrain.recipe.document import UNSET, Document, Said
+from dtrain.recipe.document import UNSET, Document, Said, Sayings
 from dtrain.recipe.texts import argument, near_path, open_text, parse
 from dtrain.spec.trust import EVERYTHING, Trust
 from dtrain.spec.words import Place, show
@@ -52,13 +52,13 @@ def read_document(
         raise RecipeError("", f"{path} leads out of its folder, and is not trusted")
     text = open_text(path)
     table = parse(text)
-    own = Document(table, {(): Said(text, ())})
+    own = Document(table, Sayings({(): Said(text, ())}))
     extends = table.pop("extends", None)
     if extends is None:
         return own
     chain = (*extended_by, path.resolve())
     errors: list[RecipeError] = []
-    whole = Document({}, dict(own.said))
+    whole = Document({}, Sayings(own.said))
     for place, name in _names(extends):
         try:
             if not isinstance(name, str):

@@ -1,7 +1,9 @@
 """A table put together from several texts, which remembers which of them said each value."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dtrain.errors import RecipeError, RecipeErrors, Spot
@@ -23,12 +25,36 @@ class Said(NamedTuple):
         return self._replace(place=self.place + rest)
 
 
+class Sayings(dict[Place, Said]):
+    """Who said what stands at a place; finds those below a place without a look at all."""
+
+    def __init__(self, said: Mapping[Place, Said] = MappingProxyType({})):
+        super().__init__()
+        self._inside: dict[Place, dict[Place, None]] = {}  # places by each that is above them, and themselves
+        for place, who in said.items():
+            self[place] = who
+
+    def __setitem__(self, place: Place, who: Said) -> None:
+        super().__setitem__(place, who)
+        for length in range(1, len(place) + 1):
+            self._inside.setdefault(place[:length], {})[place] = None
+
+    def __delitem__(self, place: Place) -> None:
+        super().__delitem__(place)
+        for length in range(1, len(place) + 1):
+            del self._inside[place[:length]][place]
+
+    def below(self, place: Place) -> list[Place]:
+        """The places at a place and below it of which something is known."""
+        return list(self._inside.get(place, ())) if place else list(self)
+
+
 @dataclass
 class Document:
     """The table of a recipe on its way to being one; `said` has an entry where the text changes."""
 
     table: dict[str, Any]
-    said: dict[Place, Said] = field(default_factory=dict)
+    said: Sayings = field(default_factory=Sayings)
     errors: list[RecipeError] = field(default_factory=list)
     trust: Trust = EVERYTHING
 
@@ -47,9 +73,8 @@ class Document:
     def graft(self, place: Place, source: "Document", at: Place, through: Said | None = None) -> None:
         """Note that what stands at `place` is what `source` has `at`."""
         taken = {place: source.said_at(at)}
-        taken |= {place + p[len(at) :]: s for p, s in source.said.items() if p[: len(at)] == at and p != at}
-        for old in [p for p in self.said if p[: len(place)] == place and p]:
-            del self.said[old]
+        taken |= {place + p[len(at) :]: source.said[p] for p in source.said.below(at) if p != at}
+        self.forget(place)
         for new, said in taken.items():
             self.said[new] = said if through is None else said._replace(through=through)
 
@@ -82,8 +107,9 @@ class Document:
 
     def forget(self, place: Place) -> None:
         """Drop what is known of a place that was removed."""
-        for old in [p for p in self.said if p[: len(place)] == place and p]:
-            del self.said[old]
+        for old in self.said.below(place):
+            if old:
+                del self.said[old]
 
     def _nothing_to_remove(self, over: "Document", place: Place, ours: dict[str, Any]) -> None:
         near = nearest(place[-1], ours)
@@ -151,4 +177,5 @@ def has(table: Any, place: Place) -> bool:
 
 def copied(document: Document) -> Document:
     """A document of its own, for what would change it."""
-    return Document(copy.deepcopy(document.table), dict(document.said), list(document.errors), document.trust)
+    said, errors = Sayings(document.said), list(document.errors)
+    return Document(copy.deepcopy(document.table), said, errors, document.trust)

@@ -80,6 +80,8 @@ def outside(values: Mapping[str, Any], document: Document) -> Iterator[RecipeErr
                 f"{path} lies outside of the recipe's folder, and it is not trusted; give it as an argument"
             )
             yield RecipeError(key, f"{said}: {key}=PATH")
+        elif (link := _link_outside(path, document)) is not None:
+            yield RecipeError(key, f"{link} leads out of the recipe's folder, and it is not trusted")
 
 
 def _is_outside(key: str, path: Path, document: Document) -> bool:
@@ -87,6 +89,18 @@ def _is_outside(key: str, path: Path, document: Document) -> bool:
         return False
     folder = document.main.folder.resolve()
     return not path.resolve().is_relative_to(folder)
+
+
+def _link_outside(path: Path, document: Document) -> Path | None:
+    """A link in a stranger's folder of pictures that leads elsewhere."""
+    if document.trust.everything or not path.is_dir():
+        return None
+    home = document.main.folder.resolve()
+    for folder, folders, files in os.walk(path):
+        for link in (Path(folder, name) for name in (*folders, *files)):
+            if link.is_symlink() and not link.resolve().is_relative_to(home):
+                return link
+    return None
 
 
 def data_paths(values: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:

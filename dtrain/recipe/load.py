@@ -10,7 +10,7 @@ from typing import Any
 
 from dtrain.recipe.check import mistakes, too_long
 from dtrain.recipe.compose import compose
-from dtrain.recipe.document import Document, Said
+from dtrain.recipe.document import Document, Said, Sayings
 from dtrain.recipe.fit import misfits
 from dtrain.recipe.imports import check_imports, check_trust
 from dtrain.recipe.keys import is_of_shapes, takes_path
@@ -62,7 +62,8 @@ def from_table(table: Mapping[str, Any], *, folder: Path, source: str, imports: 
     `source` names it in errors, which have no lines.
     """
     text = Text(source, None, folder.absolute())
-    return from_document(Document(copy.deepcopy(dict(table)), {(): Said(text, ())}), imports=imports)
+    said = Sayings({(): Said(text, ())})
+    return from_document(Document(copy.deepcopy(dict(table)), said), imports=imports)
 
 
 def from_document(document: Document, *, imports: bool = True, vets: bool = True) -> Recipe:
@@ -105,7 +106,7 @@ def _spread_star(document: Document) -> set[str]:
     optimizers, models = document.table.get("optimizers"), document.table.get("models")
     if not isinstance(optimizers, dict) or not isinstance(models, dict) or "*" not in optimizers:
         return set()
-    given = Document(document.table, dict(document.said))
+    given = Document(document.table, Sayings(document.said))
     every = optimizers.pop("*")
     served = [name for name in models if name not in optimizers]
     own = dict(optimizers)

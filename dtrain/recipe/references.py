@@ -118,12 +118,13 @@ class Resolver:
 
     def _follow_quietly(self, name: str, place: Place, inside: tuple[str, ...]) -> Any:
         """Follow a reference inside a string: the string stays where it is."""
-        said = {p: s for p, s in self.made.said.items() if p[: len(place)] == place}
+        said = {p: self.made.said[p] for p in self.made.said.below(place)}
         try:
             return self._follow(name, place, inside)
         finally:
             self.made.forget(place)
-            self.made.said.update(said)
+            for old, who in said.items():
+                self.made.said[old] = who
 
     def _variable(self, name: str, place: Place) -> str:
         _, variable, *default = name.split(":", 2)

@@ -15,7 +15,7 @@ from dtrain.errors import RecipeError, RecipeErrors, Spot
 from dtrain.recipe.positions import Positions, Span
 from dtrain.spec.words import MOST, PART, Place, nearest, placed
 
-LARGEST = 1_000_000  # bytes of a file; what is larger is data
+LARGEST = 400_000  # bytes of a file; what is larger is data
 MOST_VALUES = 10_000  # values of a file; a recipe has some hundreds
 DEEPEST = 40  # tables within tables; a recipe needs about ten
 DOUBLED = ("twice", "overwrite", "Duplicate", "immutable")  # what tomli says of keys that stand twice

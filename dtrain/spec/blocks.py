@@ -1,5 +1,6 @@
 """Layers that hold layers, and the walk through a stack of them."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated
@@ -7,10 +8,11 @@ from typing import Annotated
 from dtrain.spec.initial import Shape
 from dtrain.spec.layers import ImportedLayer, Layer, Linear, Parameter, title
 from dtrain.spec.spatial import Conv
-from dtrain.spec.table import AtLeastOne, OneOf, Positive, Wrong, kind
+from dtrain.spec.table import MOST_AXES, AtLeastOne, OneOf, Positive, Wrong, kind
 
 Layers = Annotated[tuple[Annotated[Layer, OneOf(Layer, ImportedLayer)], ...], AtLeastOne()]
 LARGEST = 10_000  # layers of a model, each as often as it is repeated
+MOST_VALUES = 10**12  # that a layer gives for one example
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,10 @@ def _after(layers: Layers, number: int, shape: Shape, at: str) -> Shape:
     """The shape behind one layer."""
     layer, place = layers[number], f"{at}[{number}]"
     try:
-        return layer.out_shape(shape)
+        after = layer.out_shape(shape)
+        if len(after) > MOST_AXES or math.prod(after) > MOST_VALUES:
+            raise ValueError(f"gives {after}, and no machine holds so much")
+        return after
     except LayerError as error:
         raise LayerError(f"{place}.{error.at}", str(error)) from None
     except ValueError as error:

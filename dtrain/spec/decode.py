@@ -5,7 +5,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +19,7 @@ ARRAYS = (tuple, list, Sequence)
 MANY = 20  # mistakes, after which it takes too long to look what was meant
 TOO_MANY = 200  # mistakes, after which the rest is not looked for
 LARGEST = 2**63  # what TOML promises of whole numbers
+LONGEST_PATH = 4_096  # characters, as Linux has it
 WANTED: dict[Any, tuple[type | tuple[type, ...], str]] = {
     bool: (bool, "true or false"),
     int: (int, "a whole number"),
@@ -106,8 +107,9 @@ class Decoder:
             found = self.table(target, value, place)
         else:
             found = self._scalar(target, value, place)
-        for note in notes if found is not BROKEN else ():
-            found = self._check(note, found, value, place)
+        for note in notes:
+            if found is not BROKEN:
+                found = self._check(note, found, value, place)
         return found
 
     def table(self, cls: type, value: Any, place: Place, family: OneOf | None = None) -> Any:
@@ -131,7 +133,7 @@ class Decoder:
         """Note unknown and missing keys; a misspelt one is one mistake, not two."""
         suggested = set()
         for key in unknown:
-            word = nearest(key, known, first=missing) if len(self.mistakes) < MANY else None
+            word = self._nearest(key, known, first=missing)
             suggested.add(word)
             self.mistakes.append(
                 UnknownKey(dotted((*place, key)), "unknown key", is_key=True, suggestion=word)
@@ -180,7 +182,7 @@ class Decoder:
             return self._imported(family.imported, name, rest, place)
         if name in family.kinds:
             return self.table(family.kinds[name], rest, place, family)
-        near = nearest(name, family.kinds)
+        near = self._nearest(name, family.kinds)
         module, dot, attribute = name.rpartition(".")
         if near is None and dot and family.imported and not attribute.startswith("py"):
             near = f"{module}:{attribute}"
@@ -228,7 +230,8 @@ class Decoder:
         choices = typing.get_args(target)
         if any(value == choice and type(value) is type(choice) for choice in choices):
             return value
-        near = nearest(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else None
+        texts = [choice for choice in choices if isinstance(choice, str)]
+        near = self._nearest(value, texts) if isinstance(value, str) else None
         if all(isinstance(choice, str) for choice in choices):
             said = f"one of {', '.join(choices)} would do"
         else:
@@ -273,6 +276,8 @@ class Decoder:
             return self._refuse(place, f"found {show(value)}; a finite number would do")
         if isinstance(value, int) and abs(value) >= LARGEST:
             return self._refuse(place, "found a number of more than 63 bits; a smaller one would do")
+        if target is Path and (len(value) > LONGEST_PATH or "\0" in value):
+            return self._refuse(place, f"found {show(value)}; no file can have this path")
         return target(value)
 
     def _check(self, note: Any, found: Any, value: Any, place: Place) -> Any:
@@ -292,6 +297,10 @@ class Decoder:
                 except ValueError as error:
                     return self._refuse(place, str(error))
         return found
+
+    def _nearest(self, word: str, known: Iterable[str], first: Iterable[str] = ()) -> str | None:
+        """The word that was meant, unless there are so many mistakes that it would take too long."""
+        return nearest(word, known, first) if len(self.mistakes) < MANY else None
 
     def _refuse(
         self, place: Place, message: str, *, is_key: bool = False, suggestion: str | None = None

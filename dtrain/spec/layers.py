@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal
 from dtrain.spec.initial import Constant, Initial, Normal, Shape, Uniform
 from dtrain.spec.table import (
     Above0,
-    AtLeastOne,
     BelowOne,
     Finite,
     Fraction,
     OneOf,
     Positive,
+    Sides,
     Table,
     Wrong,
     kind,
@@ -88,7 +88,7 @@ class Linear(Layer):
 class Reshape(Layer):
     """The same values in another shape."""
 
-    shape: Annotated[tuple[Positive, ...], AtLeastOne()]  # without the batch axis; as many values as come in
+    shape: Sides  # without the batch axis; as many values as come in
 
     def out_shape(self, shape: Shape) -> Shape:
         if math.prod(shape) != math.prod(self.shape):
@@ -215,7 +215,7 @@ class ImportedLayer(Layer):
     path: str
     arguments: Mapping[str, Any]
     # the shape that comes out; the one that goes in if left out
-    output: Annotated[tuple[Positive, ...], AtLeastOne()] | None = None
+    output: Sides | None = None
 
     def out_shape(self, shape: Shape) -> Shape:
         return shape if self.output is None else self.output

@@ -8,7 +8,7 @@ from dtrain.spec.blocks import LARGEST, Layers, Row, count, parameters, shape_af
 from dtrain.spec.initial import Shape
 from dtrain.spec.keys import generator
 from dtrain.spec.layers import ImportedLayer
-from dtrain.spec.table import AtLeastOne, Imported, OneOf, Positive, Table, Wrong, table
+from dtrain.spec.table import Imported, OneOf, Sides, Table, Wrong, table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class ModelSpec(Table):
     """A stack of layers. Names and layouts of its parameters are PyTorch's: `3.weight`."""
 
-    input: Annotated[tuple[Positive, ...], AtLeastOne()]  # without the batch axis: [1, 28, 28]
+    input: Sides  # without the batch axis: [1, 28, 28]
     layers: Layers  # in order; each takes what the one before gives
 
     def __post_init__(self) -> None:

@@ -54,7 +54,15 @@ class AtLeastOne:
     """An array may not be empty."""
 
 
+def _few(sides: tuple[int, ...]) -> tuple[int, ...]:
+    if len(sides) > MOST_AXES:
+        raise ValueError(f"found {len(sides)} numbers; at most {MOST_AXES} would do")
+    return sides
+
+
+MOST_AXES = 8  # of what goes through a model, the batch axis left out
 Positive = Annotated[int, Within(above=0)]
+Sides = Annotated[tuple[Positive, ...], AtLeastOne(), Checked(_few)]
 Natural = Annotated[int, Within(at_least=0)]
 Fraction = Annotated[float, Within(at_least=0, at_most=1)]
 BelowOne = Annotated[float, Within(at_least=0, below=1)]

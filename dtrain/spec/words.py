@@ -55,11 +55,12 @@ def visible(text: str) -> str:
     """The same text, with escapes for what a terminal would carry out rather than show."""
     if text.isprintable():
         return text
-    return "".join(
-        letter if letter.isprintable() or letter == "\n" else f"\\u{ord(letter):04x}" if ord(letter) < 1 << 16
-        else f"\\U{ord(letter):08x}"
-        for letter in text
-    )
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else _escape(letter) for letter in text)
+
+
+def _escape(letter: str) -> str:
+    number = ord(letter)
+    return f"\\u{number:04x}" if number < 1 << 16 else f"\\U{number:08x}"
 
 
 def show(value: object) -> str:
