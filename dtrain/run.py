@@ -29,6 +29,7 @@ from dtrain.errors import CheckpointError, DataError, DtrainError, LaunchError, 
 from dtrain.recipe.fit import check_fields, check_shares
 from dtrain.recipe.values import Recipe
 from dtrain.recipe.write import encode, to_toml
+from dtrain.spec.trust import EVERYTHING, Trust
 from dtrain.systems.base import System, steps_for
 from dtrain.track import RunInfo, open_trackers
 
@@ -87,12 +88,13 @@ def setup(
     fresh: bool = False,
     resume: str | Path | None = None,
     world: World | None = None,
+    trust: Trust = EVERYTHING,
 ) -> Run:
     """Make a run ready: carry on the newest one of this recipe that was cut off, or begin a new one.
 
-    `fresh` begins anew; `resume` names a run or a checkpoint to start from. Raises DtrainError for
-    a world or settings other than those that the launcher was asked for, data or a checkpoint that
-    cannot be read, or that does not fit the recipe.
+    `fresh` begins anew; `resume` names a run or a checkpoint to start from; `trust` says what may be
+    imported. Raises DtrainError for a world or settings other than those that the launcher was asked
+    for, data or a checkpoint that cannot be read, or that does not fit the recipe.
     """
     # What multiprocessing itself goes by where a script is imported a second time, by a process it started.
     if getattr(current_process(), "_inheriting", False):
@@ -106,10 +108,10 @@ def setup(
         for mistake in contradictions(recipe.train, clips, world.size, world.asked):
             raise mistake
     with ExitStack() as stack:
-        engine = stack.enter_context(_open_engine(recipe, world))
+        engine = stack.enter_context(_open_engine(recipe, world, trust))
         # One process of each machine first: a dataset that downloads itself does so once.
-        opened = agreed(engine, lambda: _open_data(recipe) if world.local_rank == 0 else None)
-        examples, evaluation = agreed(engine, lambda: opened or _open_data(recipe))
+        opened = agreed(engine, lambda: _open_data(recipe, trust) if world.local_rank == 0 else None)
+        examples, evaluation = agreed(engine, lambda: opened or _open_data(recipe, trust))
         system = recipe.system
         assert isinstance(system, System)
         order = Order(len(examples), recipe.train.batch_size, recipe.train.micro, recipe.seed)
@@ -125,7 +127,7 @@ def setup(
             evaluation=None
             if evaluation is None
             else stack.enter_context(_sweep(evaluation, recipe, engine)),
-            schedules=agreed(engine, lambda: Schedules(recipe.optimizers, total)),
+            schedules=agreed(engine, lambda: Schedules(recipe.optimizers, total, trust=trust)),
             place=Place(Path(), None),
             total=total,
             environment=_environment(engine),
@@ -166,7 +168,7 @@ def agreed(engine: Engine, action: Any) -> Any:
 
 
 @contextmanager
-def _open_engine(recipe: Recipe, world: World) -> Iterator[Engine]:
+def _open_engine(recipe: Recipe, world: World, trust: Trust) -> Iterator[Engine]:
     # Only now, as torch and Accelerate take seconds to import.
     from dtrain.engines.accelerated import AcceleratedEngine
     from dtrain.engines.processes import join
@@ -179,6 +181,7 @@ def _open_engine(recipe: Recipe, world: World) -> Iterator[Engine]:
             averages={name: average.decay for name, average in recipe.averages.items()},
             precision=recipe.train.precision,
             seed=recipe.seed,
+            trust=trust,
         )
         try:
             yield engine
@@ -186,12 +189,12 @@ def _open_engine(recipe: Recipe, world: World) -> Iterator[Engine]:
             engine.close()
 
 
-def _open_data(recipe: Recipe) -> tuple[Examples, Examples | None]:
-    examples = open_examples(recipe.data, "train", recipe.seed)
+def _open_data(recipe: Recipe, trust: Trust) -> tuple[Examples, Examples | None]:
+    examples = open_examples(recipe.data, "train", recipe.seed, trust)
     check_fields(recipe, examples.fields)
     source = recipe.evaluate.data or recipe.data
     try:
-        evaluation = open_examples(source, "evaluate", recipe.seed)
+        evaluation = open_examples(source, "evaluate", recipe.seed, trust)
         check_fields(recipe, evaluation.fields)
         return examples, evaluation
     except (DataError, RecipeError):
@@ -241,7 +244,7 @@ def _restore(run: Run, path: Path) -> None:
         run.schedules.restore(checkpoint.state.get("schedules", {}))
         run.step = checkpoint.step
         run.best = _best_of(run, checkpoint.state["best"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} does not hold what this dtrain expects: {error!r}") from error
     except CheckpointError as error:
         older = [found for found in checkpoints_in(path.parent.parent) if found.name < path.name]

@@ -10,21 +10,23 @@ from dtrain.errors import RecipeError
 from dtrain.spec.arguments import call_found, prepared
 from dtrain.spec.imports import find
 from dtrain.spec.table import Imported
-from dtrain.spec.trust import EVERYTHING, ImportPathError
+from dtrain.spec.trust import ImportPathError, Trust
 
 Measure = Callable[[Tensor, Tensor], Tensor]
 
 
-def build_measure(imported: Imported, device: torch.device, dtype: torch.dtype, *, at: str) -> Measure:
+def build_measure(
+    imported: Imported, device: torch.device, dtype: torch.dtype, *, at: str, trust: Trust
+) -> Measure:
     """A module built with its arguments, or a function that is given them after prediction and target.
 
     Raises RecipeError, naming the key `at`, if it cannot be had, or would have to be trained.
     """
     try:
-        found = find(imported.path, "loss")
+        found = find(imported.path, "loss", trust)
         if not isinstance(found, type):
-            return partial(found, **prepared(found, imported.arguments, "loss"))
-        module: nn.Module = call_found(found, imported.arguments, "loss", EVERYTHING)
+            return partial(found, **prepared(found, imported.arguments, "loss", trust))
+        module: nn.Module = call_found(found, imported.arguments, "loss", trust)
     except ImportPathError as error:
         raise RecipeError(f"{at}.kind", error.message, suggestion=error.suggestion) from error
     except Exception as error:  # the class is the user's

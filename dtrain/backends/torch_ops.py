@@ -8,14 +8,16 @@ from torch import Tensor
 
 from dtrain.backends.torch_measures import Measure, build_measure, measured
 from dtrain.spec.table import Imported
+from dtrain.spec.trust import EVERYTHING, Trust
 
 
 class TorchOps:
     """Draws come from the device's default generator, which the engine seeds for every micro-batch."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype):
+    def __init__(self, device: torch.device, dtype: torch.dtype, trust: Trust = EVERYTHING):
         self.device = device
         self.dtype = dtype
+        self.trust = trust  # of what `call` may import
         self._measures: dict[str, Measure] = {}  # losses and metrics that were imported, by their keys
 
     def normal(self, *shape: int) -> Tensor:
@@ -42,7 +44,7 @@ class TorchOps:
 
     def call(self, imported: Imported, prediction: Tensor, target: Tensor, *, at: str) -> Tensor:
         if at not in self._measures:
-            self._measures[at] = build_measure(imported, self.device, self.dtype, at=at)
+            self._measures[at] = build_measure(imported, self.device, self.dtype, at=at, trust=self.trust)
         return measured(self._measures[at], imported, prediction, target, at=at)
 
     def input_gradient(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

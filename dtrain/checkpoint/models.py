@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import tomli
 from torch import nn
 
 from dtrain.backends.torch_backend import build_model, named_tensors
 from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
 from dtrain.engines.torch_state import restore_tensors
 from dtrain.errors import CheckpointError
-from dtrain.recipe.load import from_table
+from dtrain.recipe.load import from_checkpoint
 from dtrain.spec.trust import Trust
 
 
@@ -28,8 +27,7 @@ def load_models(
     path = Path(path)
     inside = checkpoints_in(path)
     checkpoint = open_checkpoint(inside[-1] if inside else path)
-    table = tomli.loads(checkpoint.recipe)
-    recipe = from_table(table, folder=checkpoint.path, source=str(checkpoint.path), imports=False)
+    recipe = from_checkpoint(checkpoint.recipe, folder=checkpoint.path, trust=trusted)
     weights = checkpoint.tensors("models")
     if averages:
         weights |= checkpoint.tensors("averages")

@@ -63,7 +63,7 @@ def run(
     from dtrain.loop import train
     from dtrain.run import setup, watch
 
-    with setup(loaded, runs=runs, fresh=fresh, resume=resume, world=world) as ready:
+    with setup(loaded, runs=runs, fresh=fresh, resume=resume, world=world, trust=document.trust) as ready:
         if ready.engine.rank == 0 and ready.place.checkpoint is not None:
             print(f"carrying on from {_short(ready.place.checkpoint)}", flush=True)
         with watch(ready) as observe:

@@ -10,15 +10,15 @@ from dtrain.spec.arguments import call_found
 from dtrain.spec.decode import decode
 from dtrain.spec.imports import find
 from dtrain.spec.table import Imported
-from dtrain.spec.trust import EVERYTHING, ImportPathError
+from dtrain.spec.trust import EVERYTHING, ImportPathError, Trust
 from dtrain.spec.words import Place
 
 T = TypeVar("T")
 
 
-def open_examples(data: Source | Imported, part: Part, seed: int) -> Examples:
+def open_examples(data: Source | Imported, part: Part, seed: int, trust: Trust = EVERYTHING) -> Examples:
     """Open one part of the data. Raises DataError or RecipeError if it cannot be opened."""
-    return open_imported(data, part, seed) if isinstance(data, Imported) else data.open(part, seed)
+    return open_imported(data, part, seed, trust) if isinstance(data, Imported) else data.open(part, seed)
 
 
 def describe(data: Source | Imported, part: Part, seed: int) -> Description:
@@ -29,13 +29,13 @@ def describe(data: Source | Imported, part: Part, seed: int) -> Description:
     return data.describe(part, seed)
 
 
-def open_imported(imported: Imported, part: Part, seed: int) -> Examples:
+def open_imported(imported: Imported, part: Part, seed: int, trust: Trust = EVERYTHING) -> Examples:
     """Import a user's source, or a map-style dataset and the way to read it, and open one part.
 
     The arguments' table `examples` is ours (`Reading`); all others go to what is imported.
     """
     try:
-        found = find(imported.path, "source")
+        found = find(imported.path, "source", trust)
     except ImportPathError as error:
         raise DataError(str(error)) from error
     if isinstance(found, type) and issubclass(found, Source):
@@ -49,7 +49,7 @@ def open_imported(imported: Imported, part: Part, seed: int) -> Examples:
             f"says nothing, so {imported.path} has no examples for evaluation; give the arguments of that "
             "part, such as { train = false }, or {} to evaluate on the same examples",
         )
-    dataset = _call(found, imported.path, {**arguments, **of_part})
+    dataset = _call(found, imported.path, {**arguments, **of_part}, trust)
     for needed in ("__len__", "__getitem__"):
         if not callable(getattr(type(dataset), needed, None)):
             made = type(dataset).__name__
@@ -67,9 +67,9 @@ def _decoded(cls: type[T], values: Any, place: Place) -> T:
     return made
 
 
-def _call(found: Any, path: str, arguments: Mapping[str, Any]) -> Any:
+def _call(found: Any, path: str, arguments: Mapping[str, Any], trust: Trust) -> Any:
     try:
-        return call_found(found, arguments, "source", EVERYTHING)
+        return call_found(found, arguments, "source", trust)
     except Exception as error:  # the dataset is the user's code
         problem = f"{type(error).__name__}: {error}"
         raise DataError(f"{path} failed with arguments ({', '.join(arguments)}): {problem}") from error

@@ -24,6 +24,7 @@ from dtrain.engines.torch_state import Optimizers, restore_tensors
 from dtrain.spec.keys import seed_of
 from dtrain.spec.models import Model
 from dtrain.spec.optimizers import Optimizer
+from dtrain.spec.trust import EVERYTHING, Trust
 from dtrain.systems.base import Logs, Models, Ops
 
 
@@ -42,6 +43,7 @@ class AcceleratedEngine:
         averages: Mapping[str, float],
         precision: str,
         seed: int,
+        trust: Trust = EVERYTHING,
     ):
         self.accelerator = accelerator
         self.device = accelerator.device
@@ -55,11 +57,11 @@ class AcceleratedEngine:
         self.needs_scaler = precision == "fp16"
         self.scalers: dict[str, torch.amp.GradScaler] = {}  # by phase, as its models step together
         self.clips = {name: spec.clip for name, spec in optimizers.items()}
-        self.ops = TorchOps(self.device, self.dtype)
+        self.ops = TorchOps(self.device, self.dtype, trust)
         self.bare: dict[str, nn.Module] = {}
         self.wrapped: dict[str, nn.Module] = {}
         for name, spec in models.items():
-            module = build_model(name, spec, seed=seed).to(self.device, self.dtype)
+            module = build_model(name, spec, seed=seed, trust=trust).to(self.device, self.dtype)
             if self.half:  # losses are computed in full from what models give in half
                 module.register_forward_hook(in_full)
             self.bare[name] = self.wrapped[name] = module.train(name in optimizers)
@@ -70,7 +72,7 @@ class AcceleratedEngine:
         }
         self.optimizers = Optimizers(
             {
-                name: build_optimizer(name, spec, dict(self.bare[name].named_parameters()))
+                name: build_optimizer(name, spec, dict(self.bare[name].named_parameters()), trust=trust)
                 for name, spec in optimizers.items()
             },
             {name: [key for key, _ in module.named_parameters()] for name, module in self.bare.items()},

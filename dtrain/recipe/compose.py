@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.errors import RecipeError, RecipeErrors
-from dtrain.recipe.document import UNSET, Document, Said, Sayings
+from dtrain.recipe.document import UNSET, Document, Said, Sayings, at, has
+from dtrain.recipe.references import REFERENCE
 from dtrain.recipe.texts import argument, near_path, open_text, parse
 from dtrain.spec.trust import EVERYTHING, Trust
-from dtrain.spec.words import Place, show
+from dtrain.spec.words import Place, placed, show
 
 MANIFEST = "manifest.json"  # of a checkpoint
 MOST_FILES = 100  # that a recipe is put together from
@@ -88,7 +89,10 @@ def _base(
     path: Path, chain: tuple[Path, ...], inside: Path | None, name: str, files: Iterator[int]
 ) -> Document:
     path = Path(os.path.normpath(path))
-    found = path.resolve()
+    try:
+        found, is_there = path.resolve(), path.exists()
+    except (OSError, ValueError) as error:
+        raise RecipeError("extends", f"no file can have this path: {error}") from None
     if inside is not None and not found.is_relative_to(inside):
         raise RecipeError(
             "extends", f"{show(name)} lies outside of the recipe's folder, and it is not trusted"
@@ -96,7 +100,7 @@ def _base(
     if found in chain:
         circle = " -> ".join(p.name for p in (*chain[chain.index(found) :], found))
         raise RecipeError("extends", f"files extend each other in a circle: {circle}")
-    if not found.exists():
+    if not is_there:
         said = f"found {show(name)}; there is no such file"
         raise RecipeError("extends", said, suggestion=near_path(path, name))
     return read_document(path, chain, inside, files)
@@ -126,6 +130,7 @@ def override(document: Document, overrides: Sequence[str]) -> None:
         try:
             text, place, value = argument(number, content)
             _copy_star(document, place)
+            _open_references(document, place)
             document.set(place, value, text)
         except RecipeErrors as error:
             document.errors += error.errors
@@ -133,10 +138,20 @@ def override(document: Document, overrides: Sequence[str]) -> None:
             document.errors.append(error)
 
 
+def _open_references(document: Document, place: Place) -> None:
+    """Where a reference brings the table of which one key is set, put a copy of that table in its place."""
+    for length in range(1, len(place)):
+        here = place[:length]
+        value = at(document.table, here) if has(document.table, here) else None
+        whole = REFERENCE.fullmatch(value) if isinstance(value, str) else None
+        if whole and has(document.table, target := placed(whole[1])):
+            at(document.table, here[:-1])[here[-1]] = copy.deepcopy(at(document.table, target))
+            document.graft(here, document, target)
+
+
 def _copy_star(document: Document, place: Place) -> None:
     """Where "*" serves a model of whose optimizer one key is set, give it one of its own to set it in."""
     match place, document.table:
-        case ("optimizers", str(name), _, *_), {"optimizers": {"*": star, **own}, "models": {**models}}:
+        case ("optimizers", str(name), _, *_), {"optimizers": {"*": _, **own}, "models": {**models}}:
             if name in models and name not in own:
-                document.table["optimizers"][name] = copy.deepcopy(star)
-                document.graft(("optimizers", name), document, ("optimizers", "*"))
+                document.copy_star(name)

@@ -101,9 +101,17 @@ class Document:
                     self._nothing_to_remove(over, here, ours)
             elif isinstance(value, dict) and isinstance(ours.get(key), dict):
                 self.merge(over, here)
+            elif _is_part_of_star(value, here, ours):
+                self.copy_star(str(key))
+                self.merge(over, here)
             else:
                 ours[key] = value
                 self.graft(here, over, here)
+
+    def copy_star(self, name: str) -> None:
+        """Give a model that the optimizer "*" serves one of its own, to set a part of it."""
+        self.table["optimizers"][name] = copy.deepcopy(self.table["optimizers"]["*"])
+        self.graft(("optimizers", name), self, ("optimizers", "*"))
 
     def forget(self, place: Place) -> None:
         """Drop what is known of a place that was removed."""
@@ -156,6 +164,14 @@ class Document:
             near = nearest(key, node) if isinstance(node, dict) else None
             said = "there is nothing here to remove"
             self.complain(place, said, suggestion=near, spot=text.spot(place, is_key=True))
+
+
+def _is_part_of_star(value: Any, place: Place, ours: dict[str, Any]) -> bool:
+    """Whether a table has a part of an optimizer, of which "*" says the rest."""
+    is_optimizer = len(place) == 2 and place[0] == "optimizers" and place[1] != "*"
+    return (
+        is_optimizer and isinstance(value, dict) and "kind" not in value and isinstance(ours.get("*"), dict)
+    )
 
 
 def at(table: Any, place: Place) -> Any:

@@ -85,9 +85,10 @@ def outside(values: Mapping[str, Any], document: Document) -> Iterator[RecipeErr
 
 
 def _is_outside(key: str, path: Path, document: Document) -> bool:
-    if document.trust.everything or not document.said_at(placed(key)).text.is_file:
+    text, folder = document.said_at(placed(key)).text, document.main.folder.resolve()
+    is_users_own = not text.is_file or not text.folder.resolve().is_relative_to(folder)  # --set-file
+    if document.trust.everything or is_users_own:
         return False
-    folder = document.main.folder.resolve()
     return not path.resolve().is_relative_to(folder)
 
 

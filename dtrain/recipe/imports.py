@@ -20,6 +20,7 @@ from dtrain.spec.schedules import ImportedSchedule, monitor_problem
 from dtrain.spec.table import Imported
 from dtrain.spec.trust import EVERYTHING, ImportPathError, Trust, parse
 from dtrain.spec.words import Place, dotted
+from dtrain.systems.base import Phase, System
 
 Tables = Mapping[str, Any]  # of a recipe by key, as far as they were decoded: vars(recipe), or some of it
 AnyImported = Imported | ImportedLayer | ImportedOptimizer | ImportedSchedule
@@ -144,7 +145,23 @@ def _own_system(system: Imported, trust: Trust) -> tuple[Any, list[RecipeError]]
     except ImportPathError as error:
         return system, [_at_kind(("system",), error)]
     decoded, errors = _decode(cls, system, ("system",))
-    return (system if decoded is BROKEN else decoded), errors
+    if decoded is BROKEN:
+        return system, errors
+    problem = _phases_problem(decoded)
+    if problem is not None:
+        said = f"{system.path!r}: {problem}; phases() returns one or more dtrain.Phase"
+        return system, [RecipeError("system.kind", said)]
+    return decoded, errors
+
+
+def _phases_problem(system: System) -> str | None:
+    """What is wrong with the phases of a user's own system."""
+    try:
+        phases = list(system.phases())
+    except Exception as error:  # the class is the user's
+        return f"phases() failed: {type(error).__name__}: {error}"
+    wrong = next((phase for phase in phases if not isinstance(phase, Phase)), None)
+    return None if phases and wrong is None else f"phases() gives {wrong!r}" if phases else "it has no phases"
 
 
 def _decode(cls: type, imported: Imported, place: Place) -> tuple[Any, list[RecipeError]]:

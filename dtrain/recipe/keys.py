@@ -87,6 +87,8 @@ def takes_path(table: Any, place: Place) -> bool:
             return part != "kind" and place[0] in ("data", "evaluate")
         if target is None:
             return False
+        if not has(table, (part,)):  # it stands in what a reference brings
+            return False
         table = table[part]
     return Path in _arms(target)
 

@@ -19,7 +19,7 @@ from dtrain.recipe.once import told_once
 from dtrain.recipe.parts import decode_parts
 from dtrain.recipe.references import resolve
 from dtrain.recipe.stacks import expand
-from dtrain.recipe.texts import Text
+from dtrain.recipe.texts import Text, parse
 from dtrain.recipe.values import Recipe
 from dtrain.spec.decode import TOO_MANY
 from dtrain.spec.trust import EVERYTHING, Trust
@@ -56,7 +56,13 @@ def read(
     return compose(Path(path), overrides, set_files=[Path(file) for file in set_files], trust=trust)
 
 
-def from_table(table: Mapping[str, Any], *, folder: Path, source: str, imports: bool = True) -> Recipe:
+def from_table(
+    table: Mapping[str, Any],
+    *,
+    folder: Path,
+    source: str,
+    imports: bool = True,
+) -> Recipe:
     """Resolve, decode and check a table, whose relative paths are relative to `folder`.
 
     `source` names it in errors, which have no lines.
@@ -64,6 +70,13 @@ def from_table(table: Mapping[str, Any], *, folder: Path, source: str, imports: 
     text = Text(source, None, folder.absolute())
     said = Sayings({(): Said(text, ())})
     return from_document(Document(copy.deepcopy(dict(table)), said), imports=imports)
+
+
+def from_checkpoint(content: str, *, folder: Path, trust: Trust) -> Recipe:
+    """The recipe that lies in a checkpoint, of which nothing is imported and no file opened here."""
+    text = Text(str(folder / "recipe.toml"), content, folder.absolute())
+    document = Document(parse(text), Sayings({(): Said(text, ())}), trust=trust)
+    return from_document(document, imports=False, vets=False)
 
 
 def from_document(document: Document, *, imports: bool = True, vets: bool = True) -> Recipe:
@@ -78,9 +91,9 @@ def from_document(document: Document, *, imports: bool = True, vets: bool = True
     document.table, document.said, document.errors = resolved.table, resolved.said, resolved.errors
     spread = _spread_star(document)
     parts = decode_parts(document.table)
-    parts.values = {key: _anchored(value, (key,), document) for key, value in parts.values.items()}
     if len(parts.errors) > TOO_MANY:
         raise located(document, parts.errors[:TOO_MANY])
+    parts.values = {key: _anchored(value, (key,), document) for key, value in parts.values.items()}
     untrusted = check_trust(parts.values, document.trust) if vets else ()
     errors = told_once([*parts.errors, *untrusted], document, written)
     if imports and not errors:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ def _relocated(
     others = {other.key for other in errors} - {error.key}
     best: tuple[float, Change] | None = None
     solved: set[Place] = set()
-    for places, old, new in _changes(whole, placed(error.key), document):
+    for places, old, new in _changes(whole, error, document):
         place, changed = places[0], whole
         for each in () if place in solved else places:
             changed = changed and _changed(changed, each, new)
@@ -67,12 +68,14 @@ def _relocated(
     return RecipeError(dotted(place), f"found {show(old)}; {show(shown)} would fit ({where}{error.message})")
 
 
-def _changes(whole: Mapping[str, Any], at: Place, document: Document) -> Iterator[Change]:
-    """Every change that may be tried for a problem at a place, those near to what is there first.
+def _changes(whole: Mapping[str, Any], error: RecipeError, document: Document) -> Iterator[Change]:
+    """Every change that may be tried for a problem, those near to what is there first.
 
     What a layer is given depends on no layer behind it.
     """
-    candidates = sorted(_candidates(whole["models"], whole["system"]))
+    at = placed(error.key)
+    named = {int(digits) for digits in re.findall(r"\d{1,7}", error.message)}
+    candidates = sorted(_candidates(whole["models"], whole["system"]) | named)
     is_layer = len(at) > 3 and at[0] == "models" and at[2] == "layers"
     for places, old in _written(whole, document):
         if is_layer and all(place[:2] != at[:2] or _is_behind(place, at) for place in places):

@@ -36,7 +36,8 @@ def told_once(
             found += group
     references = _told_with(document.errors, strays, written)
     found += [_with_owner(stray) if type(stray) is UnknownKey else stray for stray in strays]
-    return references + _not_said_before(found, document)
+    told = references + _not_said_before(found, document, references)
+    return told or [*mistakes, *document.errors]  # whatever follows from what, something is wrong
 
 
 def _by_home(absences: Sequence[RecipeError], document: Document) -> dict[Place, list[RecipeError]]:
@@ -170,9 +171,11 @@ def _with_owner(mistake: RecipeError) -> RecipeError:
     return UnknownKey(mistake.key, f"unknown key here; {where} has it", is_key=True, suggestion=near)
 
 
-def _not_said_before(errors: Sequence[RecipeError], document: Document) -> list[RecipeError]:
-    """Those mistakes that do not follow from one that was found earlier, at the same place or above."""
-    places = {placed(error.key) for error in document.errors if error.key}
+def _not_said_before(
+    errors: Sequence[RecipeError], document: Document, said: Sequence[RecipeError]
+) -> list[RecipeError]:
+    """Those mistakes that do not follow from one that is `said`, at the same place or above."""
+    places = {placed(error.key) for error in said if error.key}
 
     def follows(error: RecipeError) -> bool:
         place = placed(error.key)

@@ -10,7 +10,7 @@ from typing import Any
 from dtrain.errors import RecipeError
 from dtrain.recipe.keys import TOP
 from dtrain.recipe.values import Recipe
-from dtrain.spec.decode import BROKEN, MANY, Decoder, fields_of
+from dtrain.spec.decode import BROKEN, MANY, TOO_MANY, Decoder, fields_of
 from dtrain.spec.words import nearest
 
 NAMED = ("models", "optimizers", "averages")  # tables by model
@@ -55,8 +55,13 @@ def decode_parts(table: Mapping[str, Any]) -> Parts:
     for key in (key for key in table if key in fields):
         if key in NAMED and isinstance(table[key], dict):
             inside = typing.get_args(fields[key][0])[-1]
-            entries = {name: decoder.read(inside, item, (key, name)) for name, item in table[key].items()}
-            parts.values[key] = {name: value for name, value in entries.items() if value is not BROKEN}
+            entries = parts.values[key] = {}
+            for name, item in table[key].items():
+                value = decoder.read(inside, item, (key, name))
+                if value is not BROKEN:
+                    entries[name] = value
+                if len(decoder.mistakes) > TOO_MANY:
+                    break
         else:
             value = decoder.read(fields[key][0], table[key], (key,))
             if value is not BROKEN:

@@ -80,6 +80,9 @@ class Resolver:
             if (whole := REFERENCE.fullmatch(value)) and not whole[1].startswith("env:"):
                 return self._follow(whole[1], place, inside)
             text = REFERENCE.sub(lambda found: self._text(found[1], place, inside), value)
+            if "${" in text:
+                said = "this reference is not closed, or stands in another; ${a.b.c} would do"
+                raise RecipeError(dotted(place), said)
             self._count(text)
             return text
         except RecipeError as error:

@@ -100,11 +100,16 @@ def nested(value: Any, place: Place) -> Iterator[tuple[Place, str, Mapping[str, 
 def callables(found: Any, arguments: Mapping[str, Any], place: Place) -> Iterator[tuple[Place, str]]:
     """The strings among arguments that stand for functions, and their places."""
     parameters = parameters_of(found) or {}
+
+    def inside(value: Any, parameter: inspect.Parameter | None, where: Place) -> Iterator[tuple[Place, str]]:
+        if isinstance(value, list | tuple):
+            for number, item in enumerate(value):
+                yield from inside(item, parameter, (*where, number))
+        elif is_callables_path(value, parameter):
+            yield where, value
+
     for name, value in arguments.items():
-        items = enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
-        for number, item in items:
-            if is_callables_path(item, parameters.get(name)):
-                yield (*place, name) if number is None else (*place, name, number), item
+        yield from inside(value, parameters.get(name), (*place, name))
 
 
 def is_callables_path(value: Any, parameter: inspect.Parameter | None) -> bool:

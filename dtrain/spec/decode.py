@@ -121,9 +121,10 @@ class Decoder:
         fields = fields_of(cls)
         unknown = [key for key in value if key not in fields]
         missing = [key for key, (_, is_required) in fields.items() if is_required and key not in value]
+        before = len(self.mistakes)
         self.name(unknown, missing, [*(["kind"] if family else []), *fields], place)
         if family is not None:
-            self._say_whose(family, cls, unknown, place)
+            self._say_whose(family, cls, before)
         found = {key: self.read(fields[key][0], value[key], (*place, key)) for key in value if key in fields}
         return BROKEN if unknown or missing else self._make(cls, found, place)
 
@@ -142,13 +143,12 @@ class Decoder:
             if key not in suggested:
                 self.mistakes.append(MissingKey(dotted((*place, key)), "required, but missing"))
 
-    def _say_whose(self, family: OneOf, cls: type, unknown: Sequence[str], place: Place) -> None:
-        """Say of the unknown keys of a kind which other kinds of its family have them."""
-        names = {dotted((*place, key)): key for key in unknown}
-        for number, mistake in enumerate(self.mistakes):
-            if not isinstance(mistake, UnknownKey) or mistake.key not in names:
+    def _say_whose(self, family: OneOf, cls: type, before: int) -> None:
+        """Say of a kind's unknown keys, noted last, which other kinds of its family have them."""
+        for number, mistake in enumerate(self.mistakes[before:], before):
+            key = placed(mistake.key)[-1]
+            if not isinstance(mistake, UnknownKey):
                 continue
-            key = names[mistake.key]
             if others := [other for other, kind in family.kinds.items() if key in fields_of(kind)]:
                 said = f"{getattr(cls, 'kind', '')} has no such key; {either(others)} has"
                 self.mistakes[number] = UnknownKey(mistake.key, said, is_key=True)
