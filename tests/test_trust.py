@@ -206,7 +206,9 @@ def test_a_recipe_that_a_user_runs_reaches_what_its_place_can_use(package: str) 
             find(path, role)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["./mine.py", "./mine.py:Net", "/abs/mine.py", "a b", "", "a:b.c", "a:", "3d", "a/b"])
+@pytest.mark.parametrize(
+    "name", ["./mine.py", "./mine.py:Net", "/abs/mine.py", "a b", "", "a:b.c", "a:", "3d", "a/b"]
+)
 def test_what_is_trusted_must_be_a_package_or_the_full_name_of_a_function(name: str) -> None:
     with pytest.raises(DtrainError, match=r"package.module:function or /folder/file.py:Name would do"):
         Trust(names=(name,))

@@ -10,6 +10,7 @@ from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
 from dtrain.engines.torch_state import restore_tensors
 from dtrain.errors import CheckpointError
 from dtrain.recipe.load import from_checkpoint
+from dtrain.spec.models import ModelSpec
 from dtrain.spec.trust import Trust
 
 
@@ -33,8 +34,12 @@ def load_models(
         weights |= checkpoint.tensors("averages")
     models = {}
     for name, spec in recipe.models.items():
-        module = build_model(name, spec, seed=recipe.seed, trust=trusted)
         given = {key.partition("/")[2]: value for key, value in weights.items() if key.startswith(f"{name}/")}
+        held = sum(value.numel() for value in given.values())
+        if isinstance(spec, ModelSpec) and spec.parameter_count() > held:  # before memory is asked for
+            needed = f"{spec.parameter_count():,} weights, and the checkpoint holds {held:,} numbers of it"
+            raise CheckpointError(f"{checkpoint.path}: models.{name} has {needed}")
+        module = build_model(name, spec, seed=recipe.seed, trust=trusted)
         if recipe.train.precision == "fp64":
             module.double()
         try:

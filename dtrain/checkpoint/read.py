@@ -68,8 +68,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     missing = [name for name in (RECIPE, STATE) if name not in files]
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}")
-    state = json.loads((path / STATE).read_bytes())
-    return Checkpoint(path, manifest, state, (path / RECIPE).read_text(encoding="utf-8"))
+    try:
+        state = json.loads((path / STATE).read_bytes())
+        recipe = (path / RECIPE).read_text(encoding="utf-8")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    return Checkpoint(path, manifest, state, recipe)
 
 
 def all_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, torch.Tensor]]:

@@ -1,6 +1,5 @@
 """What must agree between the tables of a recipe, found before anything is built."""
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -133,12 +132,8 @@ def _missing_model(system: System, name: str, wrong: str | None, parts: Parts) -
 
 
 def _names(parts: Parts, absent: Mapping[str, str | None]) -> Iterator[RecipeError]:
-    """Names that no model can have, and optimizers and averages of models that are not there."""
+    """Optimizers and averages of models that are not there."""
     models = parts.names("models")
-    for name in models:
-        if not re.fullmatch(r"[\w-]+", name):
-            said = f"found {show(name)}; letters, digits, dashes and underscores would do"
-            yield RecipeError(dotted(("models", name)), said, is_key=True)
     there = ", ".join(models) or "none"
     for table in ("optimizers", "averages"):
         names = parts.names(table)

@@ -26,6 +26,8 @@ from dtrain.spec.trust import EVERYTHING, Trust
 from dtrain.spec.words import Place
 from dtrain.systems.base import System
 
+MOST_MODELS = 1_000
+
 
 def load(
     path: str | Path,
@@ -118,6 +120,9 @@ def _spread_star(document: Document) -> set[str]:
     """Give the optimizer "*" to every model that has none of its own; which models these are."""
     optimizers, models = document.table.get("optimizers"), document.table.get("models")
     if not isinstance(optimizers, dict) or not isinstance(models, dict) or "*" not in optimizers:
+        return set()
+    if len(models) > MOST_MODELS:
+        document.complain(("models",), f"found {len(models):,} models; at most {MOST_MODELS:,} would do")
         return set()
     given = Document(document.table, Sayings(document.said))
     every = optimizers.pop("*")

@@ -34,9 +34,9 @@ def told_once(
             found.append(RecipeError(name, said, is_key=True))
         else:
             found += group
-    references = _told_with(document.errors, strays, written)
+    references, settled = _told_with(document.errors, strays, written)
     found += [_with_owner(stray) if type(stray) is UnknownKey else stray for stray in strays]
-    told = references + _not_said_before(found, document, references)
+    told = references + _not_said_before(found, document, [*references, *settled])
     return told or [*mistakes, *document.errors]  # whatever follows from what, something is wrong
 
 
@@ -113,9 +113,10 @@ def _references(value: Any) -> Iterator[str]:
 
 def _told_with(
     errors: Sequence[RecipeError], strays: list[RecipeError], written: Mapping[str, Any]
-) -> list[RecipeError]:
-    """Those of the references that lead nowhere for no other reason."""
+) -> tuple[list[RecipeError], list[RecipeError]]:
+    """Those of the references that lead nowhere for no other reason, and those that are settled."""
     found: list[RecipeError] = []
+    settled: list[RecipeError] = []
     counts: dict[Place, int] = {}
     for error in errors:
         if isinstance(error, Dangling):
@@ -128,17 +129,19 @@ def _told_with(
             continue
         place = placed(error.key)
         unknown = [placed(stray.key) for stray in strays if isinstance(stray, UnknownKey)]
-        if any(place[: len(here)] == here for here in unknown) or any(
-            placed(stray.key) == error.target[:1] for stray in strays
-        ):
-            continue  # the table that it stands in is none, or the one that it refers to
+        if any(place[: len(here)] == here for here in unknown):
+            continue  # what it stands in is none
+        if any(placed(stray.key) == error.target[:1] for stray in strays):
+            settled.append(error)  # the table that it refers to is none
+            continue
         last = error.target[-1:]
         stray = next((s for s in strays if type(s) is UnknownKey and placed(s.key)[-1:] == last), None)
         if stray is not None:
             strays[strays.index(stray)] = _moved(stray, f"{error.key} refers to {dotted(error.target)}")
         elif not any(_is_moved_for(s, error) for s in strays):
             found.append(_misnamed(error, counts[error.target], written) or error)
-    return found
+        settled.append(error)
+    return found, settled
 
 
 def _is_moved_for(stray: RecipeError, error: Dangling) -> bool:
@@ -174,7 +177,10 @@ def _with_owner(mistake: RecipeError) -> RecipeError:
 def _not_said_before(
     errors: Sequence[RecipeError], document: Document, said: Sequence[RecipeError]
 ) -> list[RecipeError]:
-    """Those mistakes that do not follow from one that is `said`, at the same place or above."""
+    """Those mistakes that do not follow from one that is `said`, at the same place or above.
+
+    That a key is unknown never does.
+    """
     places = {placed(error.key) for error in said if error.key}
 
     def follows(error: RecipeError) -> bool:
@@ -182,7 +188,7 @@ def _not_said_before(
         ways = (place, document.said_at(place).place)
         return any(way[:length] in places for way in ways for length in range(1, len(way) + 1))
 
-    return [error for error in errors if not follows(error)]
+    return [error for error in errors if isinstance(error, UnknownKey) or not follows(error)]
 
 
 def _name(place: Place) -> str:

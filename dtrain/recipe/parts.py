@@ -1,5 +1,6 @@
 """The parts of a recipe that are well formed one by one, though others may not be."""
 
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,8 +12,9 @@ from dtrain.errors import RecipeError
 from dtrain.recipe.keys import TOP
 from dtrain.recipe.values import Recipe
 from dtrain.spec.decode import BROKEN, MANY, TOO_MANY, Decoder, fields_of
-from dtrain.spec.words import nearest
+from dtrain.spec.words import dotted, nearest, show
 
+MODEL = re.compile(r"[\w-]+")  # the name of one
 NAMED = ("models", "optimizers", "averages")  # tables by model
 
 
@@ -57,6 +59,9 @@ def decode_parts(table: Mapping[str, Any]) -> Parts:
             inside = typing.get_args(fields[key][0])[-1]
             entries = parts.values[key] = {}
             for name, item in table[key].items():
+                if key == "models" and not MODEL.fullmatch(name):
+                    said = f"found {show(name)}; letters, digits, dashes and underscores would do"
+                    decoder.mistakes.append(RecipeError(dotted((key, name)), said, is_key=True))
                 value = decoder.read(inside, item, (key, name))
                 if value is not BROKEN:
                     entries[name] = value

@@ -22,7 +22,7 @@ from dtrain.spec.layers import Flatten
 from dtrain.spec.words import BARE, Place, dotted, nearest, show
 
 KEYS = ("parameters", "defaults", "layers")
-MOST_LAYERS, LARGEST = 3_000, 200_000  # layers, and characters in them, that stacks may make of a recipe
+MOST_LAYERS, LARGEST = 1_000, 200_000  # layers, and characters in them, that stacks may make of a recipe
 
 
 class TooMuch(Exception):
