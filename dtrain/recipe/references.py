@@ -14,6 +14,7 @@ from dtrain.spec.words import MOST, Place, distance, dotted, nearest, placed, sh
 
 REFERENCE = re.compile(r"\$\{([^{}]*)\}")
 LARGEST = 200_000  # characters and values that references may make of a recipe
+MOST_REFERENCES = 4_000
 
 
 class TooManyMistakes(Exception):
@@ -55,16 +56,15 @@ class Resolver:
         self.made = copied(document)
         self.environment = environment
         self.takes_environment = takes_environment
-        self.size = 0
+        self.size = self.references = 0
 
     def resolved(self) -> Document:
         try:
             self.made.table = self._visit(self.given.table, (), ())
         except TooManyMistakes:
             raise located(self.given, self.made.errors) from None
-        except TooLarge:
-            said = f"references make more than {LARGEST:,} characters of this recipe"
-            raise RecipeErrors([RecipeError("", said)], self.given.main.name) from None
+        except TooLarge as error:
+            raise RecipeErrors([RecipeError("", str(error))], self.given.main.name) from None
         return self.made
 
     def _visit(self, value: Any, place: Place, inside: tuple[str, ...]) -> Any:
@@ -76,6 +76,9 @@ class Resolver:
             return [self._visit(item, (*place, number), inside) for number, item in enumerate(value)]
         if not isinstance(value, str) or "${" not in value:
             return value
+        self.references += 1
+        if self.references > MOST_REFERENCES:
+            raise TooLarge(f"there are more than {MOST_REFERENCES:,} references in this recipe")
         try:
             if (whole := REFERENCE.fullmatch(value)) and not whole[1].startswith("env:"):
                 return self._follow(whole[1], place, inside)
@@ -153,7 +156,7 @@ class Resolver:
         """Count what references make, as a few of them can make more than a machine holds."""
         self.size += 1 + (len(value) if isinstance(value, str) else 0)
         if self.size > LARGEST:
-            raise TooLarge
+            raise TooLarge(f"references make more than {LARGEST:,} characters of this recipe")
 
     def _meant(self, target: Place) -> Place:
         """The same in the table that stands under a misspelt name, of which enough is said there."""
