@@ -355,7 +355,7 @@ WRONG = [  # schedule, overrides, the key under the optimizer's, what is said of
     (f'kind = "{TORCH}StepLR", step_size = 2, {EVALUATED}', (), MONITOR, "goes by steps"),
     (f'{PLATEAU}, monitor = "loss"', (), MONITOR, 'did you mean "evaluate/loss"?'),
     (f'{PLATEAU}, monitor = "evaluate/los"', (), MONITOR, 'did you mean "evaluate/loss"?'),
-    (f'{PLATEAU}, monitor = "evaluate/x"', (), MONITOR, "there is evaluate/loss, evaluate/accuracy"),
+    (f'{PLATEAU}, monitor = "evaluate/x"', (), MONITOR, "evaluate/loss or evaluate/accuracy would do"),
     (f"{PLATEAU}, {EVALUATED}", ("every.evaluate=0",), MONITOR, "nothing is evaluated before the end"),
     ('kind = "test_schedules:BestOfTwo"', (), MONITOR, "goes by a metric of evaluation"),
     (f'kind = "test_schedules:Halving", after = 2, {EVALUATED}', (), MONITOR, "goes by steps"),
