@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from dtrain.recipe.load import load
     from dtrain.recipe.values import Recipe
     from dtrain.run import Run, setup, watch
-    from dtrain.systems.base import Loss, Ops, Phase, System
+    from dtrain.systems.base import Loss, Phase, System
+    from dtrain.systems.ops import Ops
 
 HOMES = {
     "load_models": "dtrain.checkpoint.models",
@@ -37,7 +38,8 @@ HOMES = {
     "setup": "dtrain.run",
     "watch": "dtrain.run",
     "train": "dtrain.loop",
-    **dict.fromkeys(("Loss", "Ops", "Phase", "System"), "dtrain.systems.base"),
+    **dict.fromkeys(("Loss", "Phase", "System"), "dtrain.systems.base"),
+    "Ops": "dtrain.systems.ops",
     **dict.fromkeys(
         (
             "CheckpointError",

@@ -96,6 +96,8 @@ def make_update(
     return Update(
         phase=phase,
         key=(run.recipe.seed, "update", number),
+        step=run.step,
+        total=run.total,
         size=size,
         micro_batches=-(-size // run.recipe.train.micro),
         settings=settings,

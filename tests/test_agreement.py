@@ -14,8 +14,9 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from agreement import references
-from agreement.cases import CASES, FROZEN, HALVES, write_examples
+from agreement import methods, references
+from agreement.cases import CASES as GENERAL
+from agreement.cases import FROZEN, HALVES, write_examples
 
 from dtrain.spec.optimizers import Optimizer
 from dtrain.spec.table import KINDS
@@ -23,6 +24,7 @@ from dtrain.systems.gan import GAN
 
 TESTS = Path(__file__).parent
 SIZES = (1, 2, 4)  # processes
+CASES = {**GENERAL, **methods.CASES}
 ALL = {**CASES, **HALVES}
 RUNS = [(name, size) for name, case in ALL.items() for size in case.processes]
 REFERENCES: Mapping[str, Callable[..., references.Numbers]] = {
@@ -31,6 +33,7 @@ REFERENCES: Mapping[str, Callable[..., references.Numbers]] = {
     "classifier, imported spectral norm": references.train_whole_batches,
     "tokens": references.train_speaker,
     "two models at once": references.train_autoencoder,
+    **methods.LOOPS,
 }
 FLOOR = 1e-9  # what is smaller than this at its largest is compared with this
 

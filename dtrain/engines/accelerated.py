@@ -90,6 +90,7 @@ class AcceleratedEngine:
     def update(self, update: Update, batches: Iterable[tuple[MicroBatch, Batch]]) -> Measured:
         names, shares = update.phase.updates, list(batches)
         scaler = self._scaler(update.phase.label)
+        self.ops.step, self.ops.total = update.step, update.total
         before = self._loose_values()
         terms: list[tuple[Any, Logs]] = []
         notes: dict[int, Notes] = {}
@@ -140,7 +141,7 @@ class AcceleratedEngine:
         for module in was_training:
             module.eval()
         try:
-            with torch.no_grad(), self._autocast():  # `ops.input_gradient` turns gradients on for itself
+            with torch.no_grad(), self._autocast():  # slopes in the input turn gradients on themselves
                 return function(SimpleNamespace(**modules), self._put(batch), self.ops)
         finally:
             for module in was_training:

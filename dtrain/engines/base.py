@@ -26,6 +26,8 @@ class Update:
 
     phase: Phase
     key: Key  # (seed, "update", number): what is random in it
+    step: int  # of the run, counted from 0: what weights of losses go by
+    total: int  # steps of the run
     size: int  # examples over all ranks
     micro_batches: int  # their number over all ranks
     settings: Mapping[str, Mapping[str, Any]]  # by model: its "lr", and what else a schedule moves

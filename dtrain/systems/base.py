@@ -5,13 +5,14 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar
 
 from dtrain.data.source import Field
 from dtrain.spec.models import Model
 from dtrain.spec.table import Imported, OneOf, Table
+from dtrain.systems.ops import Array as Array
+from dtrain.systems.ops import Ops as Ops
 
-Array = Any  # torch.Tensor or jax.Array
 Batch = Mapping[str, Array]  # field -> values, batch axis first
 Logs = Mapping[str, Array]  # term -> scalar, a mean over the examples of a micro-batch
 Models = Any  # the models by attribute: models.generator(z)
@@ -29,53 +30,6 @@ class Loss:
     value: Array  # ()
     terms: Logs = dataclass_field(default_factory=dict)  # parts of it, and what else is worth a curve
     weight: Array | None = None
-
-
-class Ops(Protocol):
-    """What a loss needs beyond what arrays of all backends can do by themselves.
-
-    Whatever is random comes from here, and depends on (seed, update, micro-batch) alone.
-    """
-
-    def normal(self, *shape: int) -> Array:
-        """Numbers from N(0, 1), in the precision of the models."""
-        ...
-
-    def uniform(self, *shape: int) -> Array:
-        """Numbers from U(0, 1), in the precision of the models."""
-        ...
-
-    def relu(self, x: Array) -> Array:
-        """max(x, 0)."""
-        ...
-
-    def softplus(self, x: Array) -> Array:
-        """log(1 + exp(x)), without overflow."""
-        ...
-
-    def cross_entropy(self, logits: Array, labels: Array, *, smoothing: float = 0.0) -> Array:
-        """Mean cross-entropy of logits (N, classes) and labels (N,); `smoothing` goes to all classes."""
-        ...
-
-    def norm(self, x: Array) -> Array:
-        """Euclidean length of each example, (N,); its slope at 0 is 0."""
-        ...
-
-    def detach(self, x: Array) -> Array:
-        """The same values; no gradient flows through them."""
-        ...
-
-    def call(self, imported: Imported, prediction: Array, target: Array, *, at: str) -> Array:
-        """What a loss or a metric given by an import path makes of predictions and targets: a scalar.
-
-        It must be a mean over the examples: so it is averaged over micro-batches by how many each has.
-        `at` is its key in the recipe, for errors.
-        """
-        ...
-
-    def input_gradient(self, function: Callable[[Array], Array], x: Array) -> Array:
-        """Slope of sum(function(x)) in x, of the shape of x; itself differentiable, for penalties."""
-        ...
 
 
 @dataclass(frozen=True)

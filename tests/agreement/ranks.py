@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from agreement import methods
 from agreement.cases import CASES, FROZEN, HALVES
 
 import dtrain
@@ -27,7 +28,7 @@ UNSTEADY = ("lr", "examples_per_second")  # in the events, but neither a loss no
 def main(folder: Path, names: list[str]) -> None:
     size = read_world(os.environ).size
     for name in names:
-        with ready({**CASES, **HALVES}[name].recipe, folder, size) as run:
+        with ready({**CASES, **HALVES, **methods.CASES}[name].recipe, folder, size) as run:
             kept = {f"first:{key}": value for key, value in state(run.engine).items()}
             kept |= {f"curve:{term}": values for term, values in curves(run).items()}
             last = state(run.engine)

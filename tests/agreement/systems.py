@@ -43,7 +43,7 @@ class Autoencoder(System):
     def attack(self, models: Models, batch: Batch, ops: Ops) -> Batch:
         """Move each picture to where its code is longer, and add noise."""
         image = batch["image"]
-        slope = ops.input_gradient(lambda x: models.encoder(x) ** 2, image)
+        slope = ops.gradient(lambda x: models.encoder(x) ** 2, image)
         return {"image": image, "hard": image + 0.05 * slope + 0.1 * ops.normal(*image.shape)}
 
     def reconstruct(self, models: Models, batch: Batch, ops: Ops) -> Loss:
