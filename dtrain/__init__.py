@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dtrain.recipe.load import load
     from dtrain.recipe.values import Recipe
     from dtrain.run import Run, setup, watch
-    from dtrain.systems.base import Loss, Phase, System
+    from dtrain.systems.base import Evaluation, Loss, Phase, System
     from dtrain.systems.ops import Ops
 
 HOMES = {
@@ -38,7 +38,7 @@ HOMES = {
     "setup": "dtrain.run",
     "watch": "dtrain.run",
     "train": "dtrain.loop",
-    **dict.fromkeys(("Loss", "Phase", "System"), "dtrain.systems.base"),
+    **dict.fromkeys(("Evaluation", "Loss", "Phase", "System"), "dtrain.systems.base"),
     "Ops": "dtrain.systems.ops",
     **dict.fromkeys(
         (
@@ -59,6 +59,7 @@ __all__ = [
     "DataError",
     "DivergedError",
     "DtrainError",
+    "Evaluation",
     "LaunchError",
     "Loss",
     "Ops",

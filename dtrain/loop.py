@@ -4,21 +4,18 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
-from itertools import islice
 from pathlib import Path
 
 from dtrain.backends.torch_schedules import Settings
 from dtrain.checkpoint.write import keep, write
-from dtrain.data.loader import evaluation_batches
 from dtrain.engines.base import Measured, Update
-from dtrain.errors import DivergedError, DtrainError, RecipeError
+from dtrain.errors import DivergedError, DtrainError
+from dtrain.evaluation import evaluate, take_best
 from dtrain.events import Evaluated, Event, Finished, Sampled, Saved, Started, Stepped
 from dtrain.pictures import save_grid
 from dtrain.recipe.write import to_toml
 from dtrain.run import Run, agreed
-from dtrain.spec.words import nearest
-from dtrain.systems.base import Batch, Logs, Models, Ops, Phase, updates_before
+from dtrain.systems.base import Phase, updates_before
 
 
 def train(run: Run) -> Iterator[Event]:
@@ -123,54 +120,6 @@ def measure(run: Run, measured: Mapping[str, Measured]) -> dict[str, float]:
                 )
         metrics |= terms | norms
     return metrics
-
-
-def take_best(run: Run, evaluated: Mapping[str, float]) -> bool:
-    """Note an evaluation that is the best so far. Raises RecipeError if it lacks the metric of choice."""
-    choice = run.recipe.checkpoint
-    if choice.best is None:
-        return False
-    if choice.best not in evaluated:
-        there = ", ".join(evaluated) or "nothing"
-        near = nearest(choice.best, evaluated)
-        said = f'"{choice.best}" is not evaluated; there is {there}'
-        raise RecipeError("checkpoint.best", said, suggestion=near)
-    value, sign = evaluated[choice.best], 1 if choice.mode == "max" else -1
-    is_best = math.isfinite(value) and (run.best is None or sign * value > sign * run.best[1])
-    if is_best:
-        run.best = (run.step, value)
-    return is_best
-
-
-def evaluate(run: Run, batches: int | None = None) -> dict[str, float]:
-    """The system's metrics over every evaluation example, each once, on any number of ranks.
-
-    Or over so many of each rank's batches: enough for their names.
-    """
-    assert run.evaluation is not None
-    terms = []
-    for micro, batch in islice(evaluation_batches(run.evaluation), batches):
-        key = (run.recipe.seed, "evaluate", micro.number)
-        logs = run.engine.run(partial(measures, run), batch, key=key)
-        terms.append((0 if micro.idle else len(micro.indices), logs))
-    return {f"evaluate/{name}": value for name, value in run.engine.mean(terms).items()}
-
-
-def measures(run: Run, models: Models, batch: Batch, ops: Ops) -> Logs:
-    """The system's metrics of one micro-batch, and those that the recipe names."""
-    logs = dict(run.system.evaluate(models, batch, ops))
-    metrics = run.recipe.evaluate.metrics
-    if not metrics:
-        return logs
-    predicted = run.system.predict(models, batch, ops)
-    if predicted is None:
-        raise RecipeError("evaluate.metrics", "the system has no predictions to measure", is_key=True)
-    for name, metric in metrics.items():
-        at = f"evaluate.metrics.{name}"
-        if name in logs:
-            raise RecipeError(at, "the system evaluates this itself; another name would do", is_key=True)
-        logs[name] = ops.call(metric, *predicted, at=at)
-    return logs
 
 
 def sample(run: Run) -> Iterator[Sampled]:

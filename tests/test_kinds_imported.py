@@ -119,10 +119,47 @@ def test_every_mistake_about_what_is_imported_has_its_key(
     assert found["optimizers.classifier.betaz"].suggestion == "betas"
 
 
-def test_a_system_that_predicts_nothing_has_no_metrics(gan: Path) -> None:
-    gan.write_text(GAN + '\n[evaluate.metrics.mse]\nkind = "torch.nn.functional:mse_loss"\n')
+def test_a_system_that_predicts_nothing_has_no_metrics(gan: Path, tmp_path: Path) -> None:
+    (tmp_path / "silent.py").write_text(
+        "from dtrain.systems.base import System\n"
+        "from dtrain.systems.gan import GAN\n\n"
+        "class Silent(GAN):\n"
+        "    predict = System.predict\n"
+    )
+    text = GAN.replace('kind = "gan"', 'kind = "./silent.py:Silent"')
+    gan.write_text(text + '\n[evaluate.metrics.mse]\nkind = "torch.nn.functional:mse_loss"\n')
     with pytest.raises(RecipeErrors, match=r"evaluate\.metrics: the gan has no predictions to measure"):
         dtrain.load(gan)
+
+
+@pytest.mark.parametrize("brings", [True, False])
+def test_metrics_of_predictions_cost_no_second_forward_where_the_system_brings_them(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brings: bool
+) -> None:
+    name = f"counting_{brings}".lower()
+    (tmp_path / f"{name}.py").write_text(
+        "from torch import nn\n"
+        "from dtrain.systems.classifier import Classifier\n\n"
+        "class Own(Classifier):\n"
+        "    def evaluate(self, models, batch, ops):\n"
+        f"        shown = super().evaluate(models, batch, ops)\n"
+        f"        return shown if {brings} else shown.terms\n\n"
+        "class Counting(nn.Flatten):\n"
+        "    seen = []\n"
+        "    def forward(self, x):\n"
+        "        Counting.seen.append(len(x)) if not self.training else None\n"
+        "        return super().forward(x)\n"
+    )
+    text = CLASSIFIER.replace('kind = "classifier"', f'kind = "./{name}.py:Own"')
+    text = text.replace('{ kind = "flatten" }', f'{{ kind = "./{name}.py:Counting", output = [64] }}')
+    metrics = '\n[evaluate.metrics]\nmargin = { kind = "torch.nn:MultiMarginLoss" }\n'
+    classifier.write_text(text + metrics)
+    recipe = dtrain.load(classifier, ["train.epochs=1", "every.evaluate=0", "train.micro_batch_size=4"])
+    with dtrain.setup(recipe, runs=tmp_path / "runs") as run:
+        seen = sys.modules[name].Counting.seen
+        seen.clear()
+        list(dtrain.train(run))
+    assert seen == ([4, 2] if brings else [4, 4, 2, 2])
 
 
 def test_checking_imports_without_mistakes_says_nothing(classifier: Path) -> None:

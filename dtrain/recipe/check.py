@@ -36,7 +36,7 @@ def mistakes(parts: Parts, spread: Collection[str] = ()) -> Iterator[RecipeError
         yield _missing_model(system, name, wrong, parts)
     yield from _names(parts, absent)
     yield from _trained(parts, system, {*spread, *absent.values()})
-    if getattr(parts.values.get("evaluate"), "metrics", None) and type(system).predict is System.predict:
+    if getattr(parts.values.get("evaluate"), "metrics", None) and not system.predicts:
         said = f"the {system.kind or type(system).__name__} has no predictions to measure"
         yield RecipeError("evaluate.metrics", said, is_key=True)
 

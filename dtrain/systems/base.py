@@ -5,7 +5,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
-from typing import Annotated, Any, ClassVar
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal
 
 from dtrain.data.source import Field
 from dtrain.spec.models import Model
@@ -16,6 +17,8 @@ from dtrain.systems.ops import Ops as Ops
 Batch = Mapping[str, Array]  # field -> values, batch axis first
 Logs = Mapping[str, Array]  # term -> scalar, a mean over the examples of a micro-batch
 Models = Any  # the models by attribute: models.generator(z)
+Predicted = tuple[Array, Array]  # predictions and their targets, batch axis first
+Mode = Literal["max", "min"]  # which value of a metric is best
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,20 @@ class Loss:
     value: Array  # ()
     terms: Logs = dataclass_field(default_factory=dict)  # parts of it, and what else is worth a curve
     weight: Array | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one micro-batch of evaluation data shows, where means over its examples do not say it all.
+
+    `terms` are means over `weight` items, and the run's figures are the means over the items of all
+    micro-batches. `weight` is the number of examples unless given, as with tokens: a number, or a scalar
+    array. `predicted` is what `predict` would give, where it is at hand: it saves a second forward.
+    """
+
+    terms: Logs
+    weight: Array | None = None
+    predicted: Predicted | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +72,8 @@ class Phase:
 class System(Table):
     """Base of all systems: a frozen dataclass whose fields are the keys of `[system]`."""
 
-    evaluates: ClassVar[tuple[str, ...]] = ()  # what `evaluate` gives, where that is always the same
+    # What `evaluate` gives, where that is always the same, and which value of each is best, where one is.
+    evaluates: ClassVar[Mapping[str, Mode | None]] = MappingProxyType({})
 
     @abstractmethod
     def phases(self) -> Sequence[Phase]:
@@ -76,13 +94,29 @@ class System(Table):
         """Raise ValueError if data with these fields is not what it needs, beyond what `reads` says."""
         return None
 
-    def evaluate(self, models: Models, batch: Batch, ops: Ops) -> Logs:
-        """Means over the examples of one micro-batch of evaluation data."""
+    def evaluate(self, models: Models, batch: Batch, ops: Ops) -> Logs | Evaluation:
+        """Metrics of one micro-batch of evaluation data: means over its examples, as a plain mapping.
+
+        Or an Evaluation, where they are means over something else, such as tokens, or where what `predict`
+        gives is at hand anyway. Every example is evaluated once, so the means are exact whatever the sizes of
+        micro-batches. What is no mean (an area, an exponential) is for the metrics of a recipe.
+        """
         return {}
 
-    def predict(self, models: Models, batch: Batch, ops: Ops) -> tuple[Array, Array] | None:
-        """Predictions and targets for the recipe's own metrics; None of a system that predicts nothing."""
+    def predict(self, models: Models, batch: Batch, ops: Ops) -> Predicted | None:
+        """Predictions and targets, which the metrics that a recipe names are computed from.
+
+        Classes: logits (N, classes), labels (N). Tokens: logits (N, length, classes) and the tokens that they
+        are for, (N, length); labels below 0, such as those of padding, count for nothing. Pictures: what was
+        made or reconstructed, and the true ones, both (N, channels, height, width). It is called only if the
+        recipe names metrics and `evaluate` does not give its result along. None: it predicts nothing.
+        """
         return None
+
+    @property
+    def predicts(self) -> bool:
+        """Whether `predict` gives anything."""
+        return type(self).predict is not System.predict
 
     def samples(self, models: Models, batch: Batch, ops: Ops) -> Mapping[str, Array]:
         """Pictures worth looking at, (N, channels, height, width), in the range of the data."""

@@ -1,11 +1,12 @@
 """Supervised classification."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from dtrain.data.source import Field
 from dtrain.spec.models import Model, output_of
 from dtrain.spec.table import Fraction, Wrong, kind
-from dtrain.systems.base import AnyLoss, Array, Batch, Logs, Loss, Models, Ops, Phase, System
+from dtrain.systems.base import AnyLoss, Array, Batch, Evaluation, Loss, Models, Ops, Phase, System
 
 
 @kind(System, "classifier")
@@ -20,7 +21,7 @@ class Classifier(System):
     input: str = "image"  # the field of the data that the model reads
     label: str = "label"  # the field with the class, a whole number from 0
 
-    evaluates = ("loss", "accuracy")
+    evaluates = MappingProxyType({"loss": "min", "accuracy": "max"})
 
     def __post_init__(self) -> None:
         if self.loss is not None and self.label_smoothing:
@@ -55,9 +56,10 @@ class Classifier(System):
         value = self.loss_of(logits, labels, ops, smoothing=self.label_smoothing)
         return Loss(value, {"accuracy": accuracy(logits, labels)})
 
-    def evaluate(self, models: Models, batch: Batch, ops: Ops) -> Logs:
+    def evaluate(self, models: Models, batch: Batch, ops: Ops) -> Evaluation:
         logits, labels = self.predict(models, batch, ops)
-        return {"loss": self.loss_of(logits, labels, ops), "accuracy": accuracy(logits, labels)}
+        terms = {"loss": self.loss_of(logits, labels, ops), "accuracy": accuracy(logits, labels)}
+        return Evaluation(terms, predicted=(logits, labels))
 
     def predict(self, models: Models, batch: Batch, ops: Ops) -> tuple[Array, Array]:
         return models.classifier(batch[self.input]), batch[self.label]  # (N, classes), (N,)

@@ -1,11 +1,12 @@
 """Generative adversarial networks. Source: Goodfellow et al. 2014 (arXiv:1406.2661)."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal
 
 from dtrain.spec.models import Model, input_of, output_of
 from dtrain.spec.table import Positive, Rate, Wrong, kind
-from dtrain.systems.base import Array, Batch, Logs, Loss, Models, Ops, Phase, System
+from dtrain.systems.base import Array, Batch, Evaluation, Loss, Models, Ops, Phase, System
 
 
 @kind(System, "gan")
@@ -25,7 +26,7 @@ class GAN(System):
     r1: Rate = 0.0  # weight of the squared slope at real examples, halved
     input: str = "image"  # the field of the data that is imitated
 
-    evaluates = ("loss", "real", "fake")
+    evaluates = MappingProxyType({"loss": "min", "real": None, "fake": None})
 
     def phases(self) -> Sequence[Phase]:
         return (
@@ -95,10 +96,15 @@ class GAN(System):
             case "hinge" | "wasserstein":
                 return Loss(-fake.mean())
 
-    def evaluate(self, models: Models, batch: Batch, ops: Ops) -> Logs:
-        made = self.make(models, len(batch[self.input]), ops)
-        real, fake = models.discriminator(batch[self.input]), models.discriminator(made)
-        return {"loss": self.critic(real, fake, ops), "real": real.mean(), "fake": fake.mean()}
+    def evaluate(self, models: Models, batch: Batch, ops: Ops) -> Evaluation:
+        made, image = self.predict(models, batch, ops)
+        real, fake = models.discriminator(image), models.discriminator(made)
+        terms = {"loss": self.critic(real, fake, ops), "real": real.mean(), "fake": fake.mean()}
+        return Evaluation(terms, predicted=(made, image))
+
+    def predict(self, models: Models, batch: Batch, ops: Ops) -> tuple[Array, Array]:
+        image = batch[self.input]
+        return self.make(models, len(image), ops), image
 
     def samples(self, models: Models, batch: Batch, ops: Ops) -> Mapping[str, Array]:
         return {"generator": self.make(models, 64, ops)}
