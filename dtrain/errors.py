@@ -1,6 +1,7 @@
 """Errors that a user can cause and mend. The CLI prints them without a traceback and exits with 2."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 LONGEST = 200  # characters of a key that are shown
@@ -84,4 +85,8 @@ class CheckpointError(DtrainError):
 
 
 class DivergedError(DtrainError):
-    """A loss is no longer a finite number."""
+    """A loss, a gradient or a weight is no longer a finite number; `checkpoint` is the last from before."""
+
+    def __init__(self, message: str, checkpoint: Path | None):
+        super().__init__(message)
+        self.checkpoint = checkpoint

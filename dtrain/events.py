@@ -23,6 +23,7 @@ class Stepped:
     """Step `step` (counted from 1) is done; `metrics` is empty except every `every.log` steps.
 
     Names are `model/term`: `discriminator/loss`, `discriminator/grad_norm`, `discriminator/lr`;
+    `skipped`, the updates of the whole run that were, where `train.on_nonfinite = "skip"`;
     and `examples_per_second`, the one value that differs from run to run.
     """
 
@@ -56,9 +57,10 @@ class Saved:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last step is done and saved."""
+    """The last step is done and saved. `skipped` updates moved nothing, as `train.on_nonfinite` asked."""
 
     step: int
+    skipped: int = 0
 
 
 Event = Started | Stepped | Evaluated | Sampled | Saved | Finished

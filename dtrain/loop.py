@@ -1,28 +1,29 @@
 """The loop. It yields what happens; whoever wants to watch iterates."""
 
-import math
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dtrain.backends.torch_schedules import Settings
 from dtrain.checkpoint.write import keep, write
+from dtrain.diverged import check, count
 from dtrain.engines.base import Measured, Update
-from dtrain.errors import DivergedError, DtrainError
+from dtrain.errors import DtrainError
 from dtrain.evaluation import evaluate, take_best
 from dtrain.events import Evaluated, Event, Finished, Sampled, Saved, Started, Stepped
 from dtrain.pictures import save_grid
 from dtrain.recipe.write import to_toml
 from dtrain.run import Run, agreed
-from dtrain.systems.base import Phase, updates_before
+from dtrain.systems.base import Phase, distinct, updates_before
+
+LOOK = 100  # steps, after which at the latest it is looked whether all numbers are finite
 
 
 def train(run: Run) -> Iterator[Event]:
     """Run until the recipe's last step. A step is one pass over the system's phases.
 
-    Raises DivergedError where a measured loss is no finite number, CheckpointError where a
-    checkpoint cannot be written; what was saved before stays.
+    Raises DivergedError where a loss or a gradient is not finite, naming the first step at which it was so,
+    CheckpointError where a checkpoint cannot be written; what was saved before stays.
     """
     phases, every = run.system.phases(), run.recipe.every
     labels = distinct(phase.label for phase in phases)
@@ -36,21 +37,23 @@ def train(run: Run) -> Iterator[Event]:
         done, is_last = run.step + 1, run.step + 1 == run.total
         logs, saves = due(every.log, done, is_last), due(every.save, done, is_last)
         evaluates = run.evaluation is not None and due(every.evaluate, done, is_last)
+        samples = due(every.sample, done, is_last)
         for label, phase in zip(labels, phases, strict=True):
             if run.step % phase.every:
                 continue
             settings = {name: run.schedules.at(name, run.step) for name in phase.updates}
             for _ in range(phase.repeat):
                 # One that is not of every step may be the latest when its turn to be logged comes.
-                measures = logs or saves or evaluates or phase.every > 1
-                update = make_update(run, phase, updates, settings, measure=measures)
+                update = make_update(run, phase, updates, settings, measure=logs or phase.every > 1)
                 measured[label] = run.engine.update(update, run.loader.load(updates))
+                count(run, measured[label])
                 updates += 1
                 clock.examples += update.size
             clock.rates |= {name: each["lr"] for name, each in settings.items()}
         run.step = done
-        metrics = measure(run, measured) if logs or saves or evaluates else {}
-        yield Stepped(done, {**metrics, **clock.read()} if logs else {})
+        if logs or evaluates or samples or saves or done % LOOK == 0:
+            check(run, weights=saves)
+        yield Stepped(done, {**measure(run, measured), **clock.read()} if logs else {})
         if logs:
             measured.clear()
 
@@ -58,26 +61,18 @@ def train(run: Run) -> Iterator[Event]:
             evaluated = evaluate(run)
             if due(every.evaluate, done, is_last=False):  # or a run and a longer one would part at this step
                 run.schedules.observe(evaluated)
-            saves = take_best(run, evaluated) or saves
+            if take_best(run, evaluated) and not saves:
+                check(run, weights=True)
+                saves = True
             if evaluated:
                 yield Evaluated(done, evaluated)
-        if samples := due(every.sample, done, is_last):
+        if samples:
             yield from sample(run)
         if saves:
             yield Saved(done, save(run))
         if evaluates or samples or saves:
             clock.restart()
-    yield Finished(run.step)
-
-
-def distinct(names: Iterable[str]) -> list[str]:
-    """The same names, with a number behind those that came before: two phases may train one model."""
-    counts: Counter[str] = Counter()
-    found = []
-    for name in names:
-        counts[name] += 1
-        found.append(name if counts[name] == 1 else f"{name}-{counts[name]}")
-    return found
+    yield Finished(run.step, run.skipped)
 
 
 def due(period: int, step: int, is_last: bool) -> bool:
@@ -103,23 +98,13 @@ def make_update(
 
 
 def measure(run: Run, measured: Mapping[str, Measured]) -> dict[str, float]:
-    """Losses, terms and gradient norms. Raises DivergedError where a loss or a norm is no finite number."""
+    """Losses, terms and gradient norms, and how many updates were skipped if any may be."""
     metrics: dict[str, float] = {}
     for label, update in measured.items():
         terms = {f"{label}/{name}": value for name, value in run.engine.mean(update.terms).items()}
         norms = {f"{name}/grad_norm": float(norm) for name, norm in update.norms.items()}
-        # A scaled fp16 gradient may overflow: then the update was skipped, and the scale falls.
-        checked = {f"{label}/loss": terms[f"{label}/loss"]} | (
-            {} if run.recipe.train.precision == "fp16" else norms
-        )
-        for name, value in checked.items():
-            if not math.isfinite(value):
-                raise DivergedError(
-                    f"step {run.step}: {name} is {value}; the checkpoints in {run.folder} are from before; "
-                    "a lower lr or a clip may help"
-                )
         metrics |= terms | norms
-    return metrics
+    return metrics | ({"skipped": run.skipped} if run.recipe.train.on_nonfinite == "skip" else {})
 
 
 def sample(run: Run) -> Iterator[Sampled]:

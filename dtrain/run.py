@@ -57,6 +57,8 @@ class Run:
     data: Mapping[str, Any]  # how many examples of what shapes; a resume needs the same
     step: int = 0
     best: tuple[int, float] | None = None  # step and value
+    skipped: int = 0  # updates whose numbers were not finite
+    skipped_in_a_row: int = 0  # of them, those since the last that was not
     resources: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -67,7 +69,8 @@ class Run:
         """What a checkpoint holds besides tensors."""
         choice = self.recipe.checkpoint
         best = None if self.best is None else {"metric": choice.best, "mode": choice.mode, "at": self.best}
-        own = {"step": self.step, "best": best, "data": self.data, "schedules": self.schedules.state()}
+        own: dict[str, Any] = {"step": self.step, "best": best, "data": self.data}
+        own |= {"schedules": self.schedules.state(), "skipped": [self.skipped, self.skipped_in_a_row]}
         return own | self.engine.scalars()
 
     def close(self) -> None:
@@ -181,6 +184,7 @@ def _open_engine(recipe: Recipe, world: World, trust: Trust) -> Iterator[Engine]
             averages={name: average.decay for name, average in recipe.averages.items()},
             precision=recipe.train.precision,
             seed=recipe.seed,
+            skips=recipe.train.on_nonfinite == "skip",
             trust=trust,
         )
         try:
@@ -243,6 +247,7 @@ def _restore(run: Run, path: Path) -> None:
         run.engine.restore(all_tensors(checkpoint), checkpoint.state)
         run.schedules.restore(checkpoint.state.get("schedules", {}))
         run.step = checkpoint.step
+        run.skipped, run.skipped_in_a_row = checkpoint.state.get("skipped", (0, 0))
         run.best = _best_of(run, checkpoint.state["best"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} does not hold what this dtrain expects: {error!r}") from error

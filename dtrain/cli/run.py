@@ -1,6 +1,7 @@
 """dtrain run: train a recipe."""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import click
 
 from dtrain.cli.arguments import a_recipe
-from dtrain.errors import DtrainError
+from dtrain.errors import DivergedError, DtrainError
 
 
 @click.command()
@@ -67,10 +68,45 @@ def run(
         if ready.engine.rank == 0 and ready.place.checkpoint is not None:
             print(f"carrying on from {_short(ready.place.checkpoint)}", flush=True)
         with watch(ready) as observe:
-            for event in train(ready):
-                observe(event)
+            try:
+                for event in train(ready):
+                    observe(event)
+            except DivergedError as error:
+                command = to_see_again(recipe, overrides, set_files, untrusted, trust, runs, error.checkpoint)
+                raise DivergedError(f"{error}\n  to see it again: {command}", error.checkpoint) from None
         if ready.engine.rank == 0:
             _summarise(ready.folder, uses_wandb="wandb" in loaded.track.kinds)
+
+
+def to_see_again(
+    recipe: Path,
+    overrides: Sequence[str],
+    set_files: Sequence[Path],
+    untrusted: bool,
+    trust: Sequence[str],
+    runs: Path,
+    checkpoint: Path | None,
+) -> str:
+    """The command that goes from a checkpoint to where a run stopped, in a run of its own, logging each step.
+
+    Nothing else differs: not the number of steps, by which schedules go, nor when it is evaluated.
+    """
+    other = {"every.log": "1", "track.kinds": '["console"]'}
+    kept = [override for override in overrides if override.partition("=")[0].strip() not in other]
+    return shlex.join(
+        [
+            "dtrain",
+            "run",
+            str(recipe),
+            *kept,
+            *(f"{key}={value}" for key, value in other.items()),
+            *(part for file in set_files for part in ("--set-file", str(file))),
+            *(["--untrusted"] if untrusted else []),
+            *(part for package in trust for part in ("--trust", package)),
+            *(["--fresh"] if checkpoint is None else ["--resume", _short(checkpoint)]),
+            *([] if runs == Path("runs") else ["--runs", str(runs)]),
+        ]
+    )
 
 
 def _summarise(folder: Path, *, uses_wandb: bool) -> None:

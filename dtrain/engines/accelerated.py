@@ -16,8 +16,9 @@ from dtrain.backends.torch_ops import TorchOps, seed_generators
 from dtrain.backends.torch_optimizers import build_optimizer
 from dtrain.data.order import MicroBatch
 from dtrain.data.source import Batch
-from dtrain.engines.base import Key, Measured, Part, Update
+from dtrain.engines.base import Fault, Key, Measured, Part, Update
 from dtrain.engines.exchange import gather_json
+from dtrain.engines.finite import Shown, Watch, all_finite, as_json, first_of, sums, weights_fault
 from dtrain.engines.precision import HALF, check_precision, in_full
 from dtrain.engines.statistics import IDLE, Notes, average_notes, loose_buffers, take_notes
 from dtrain.engines.torch_state import Optimizers, restore_tensors
@@ -31,7 +32,8 @@ from dtrain.systems.base import Logs, Models, Ops
 class AcceleratedEngine:
     """Every trained model is wrapped by itself, with an optimizer of its own; the others stay frozen.
 
-    `averages` gives the decay of each model that has a moving average.
+    `averages` gives the decay of each model that has a moving average. With `skips`, an update whose
+    numbers are not finite moves nothing.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class AcceleratedEngine:
         averages: Mapping[str, float],
         precision: str,
         seed: int,
+        skips: bool = False,
         trust: Trust = EVERYTHING,
     ):
         self.accelerator = accelerator
@@ -83,6 +86,9 @@ class AcceleratedEngine:
         }
         self.norms = {name: batch_norms(module) for name, module in self.bare.items()}
         self.loose = {name: loose_buffers(module) for name, module in self.bare.items()}
+        self.named = {name: list(module.named_parameters()) for name, module in self.bare.items()}
+        self.skips = skips
+        self.watch = Watch(self.device)
         self.trainable: tuple[str, ...] = ()
         for module in self.bare.values():
             module.requires_grad_(False)
@@ -124,12 +130,29 @@ class AcceleratedEngine:
             after = after or self._loose_values()
         total = update.size if loss.weight is None else self._total_weight(terms)
         self._rescale(names, update.size / total)
+        losses = {
+            micro.number: logs for (micro, _), (_, logs) in zip(shares, terms, strict=True) if not micro.idle
+        }
+        shown = Shown(update.number, losses, {} if scaler else self._gradients(names))
+        if self.skips and (fault := self._reason_to_skip(shown)):
+            self._put_back(before)
+            self._clear(names)
+            return Measured(terms, skipped=fault)
+        self.watch.note(shown)
         norms = self._step(names, update, scaler)
         norms_of_phase = [norm for name in names for norm in self.norms[name]]
         average_notes(norms_of_phase, notes, update.micro_batches, self.accelerator)
         self._put_back({**before, **{name: after[name] for name in names if name in after}})
         self._settle(names)
         return Measured(terms, norms)
+
+    def fault(self, *, weights: bool = False) -> Fault | None:
+        found = self.watch.look()
+        if found is None and weights:
+            found = weights_fault(
+                self.watch.latest, {name: self.named[name] for name in self.optimizers.optimizers}
+            )
+        return first_of(self.gather(as_json(found)))
 
     def run(
         self, function: Callable[[Models, Mapping[str, Any], Ops], Any], batch: Batch, *, key: Key
@@ -192,7 +215,15 @@ class AcceleratedEngine:
 
     def close(self) -> None:
         """Let go of models and optimizers: DDP must end before the process group does."""
-        for held in (self.bare, self.wrapped, self.averages, self.parameters, self.norms, self.loose):
+        for held in (
+            self.bare,
+            self.wrapped,
+            self.averages,
+            self.parameters,
+            self.named,
+            self.norms,
+            self.loose,
+        ):
             held.clear()
         self.optimizers = Optimizers({}, {})
         if self.device.type == "cuda":
@@ -286,11 +317,30 @@ class AcceleratedEngine:
                 scaler.step(optimizer)
             else:
                 optimizer.step()
-            for parameter in parameters:
-                parameter.grad = None
+        self._clear(names)
         if scaler is not None:
             scaler.update()
         return norms
+
+    def _clear(self, names: Sequence[str]) -> None:
+        for name in names:
+            for parameter in self.parameters[name]:
+                parameter.grad = None
+
+    def _gradients(self, names: Sequence[str]) -> dict[str, tuple[list[str], Tensor | list[float]]]:
+        """For each parameter with a gradient a number that is finite if all of the gradient is."""
+        found = {}
+        for name in names:
+            held = [(key, p.grad) for key, p in self.named[name] if p.grad is not None]
+            found[name] = ([key for key, _ in held], sums([gradient for _, gradient in held]))
+        return found
+
+    def _reason_to_skip(self, shown: Shown) -> Fault | None:
+        """What is not finite on any rank; every rank hears of it, at the cost of one wait for the device."""
+        is_bad = not all_finite([shown], self.device)
+        if self.world > 1:
+            is_bad = bool(self.accelerator.reduce(torch.tensor(float(is_bad), device=self.device), "sum"))
+        return first_of(self.gather(as_json(shown.fault()))) if is_bad else None
 
     def _loose_values(self) -> dict[str, list[Tensor]]:
         """The buffers that a forward may move (see `loose_buffers`), by model; copies.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from dtrain.data.order import MicroBatch
 from dtrain.data.source import Batch
@@ -13,11 +13,26 @@ Part = str  # "models", "optimizers" or "averages"
 
 
 @dataclass(frozen=True)
+class Fault:
+    """Numbers of an update that are not finite: of a loss, or of a gradient or weights though the loss was.
+
+    It is the same on every rank, and for any number of them.
+    """
+
+    update: int  # its number
+    where: Literal["loss", "gradient", "weights"]
+    values: Mapping[str, float]  # the loss and all its terms; or those parameters that are not finite
+    model: str = ""  # whose gradient or weights
+    micro_batch: int = -1  # the first whose loss is not finite
+
+
+@dataclass(frozen=True)
 class Measured:
     """What one update showed, still on the device: averaged only when somebody asks."""
 
     terms: Sequence[tuple[Array | float, Logs]]  # weight and terms of each micro-batch of this rank
     norms: Mapping[str, Array] = field(default_factory=dict)  # gradient norm of each model, over all ranks
+    skipped: Fault | None = None  # why the update moved nothing; None where it did
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,11 @@ class Update:
     settings: Mapping[str, Mapping[str, Any]]  # by model: its "lr", and what else a schedule moves
     measure: bool  # whether its gradient norms will be asked for
 
+    @property
+    def number(self) -> int:
+        """Which update of the run it is, counted from 0."""
+        return int(self.key[-1])
+
 
 class Engine(Protocol):
     """Owns models and optimizers, however they are wrapped or sharded.
@@ -46,6 +66,13 @@ class Engine(Protocol):
 
     def update(self, update: Update, batches: Iterable[tuple[MicroBatch, Batch]]) -> Measured:
         """Make one update from this rank's micro-batches."""
+        ...
+
+    def fault(self, *, weights: bool = False) -> Fault | None:
+        """The first update, of those since the start, that showed numbers which are not finite; None if none.
+
+        Every rank asks at once. With `weights` those of the trained models are looked through, too.
+        """
         ...
 
     def run(self, function: Callable[[Models, Batch, Ops], Any], batch: Batch, *, key: Key) -> Any:

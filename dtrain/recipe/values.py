@@ -41,6 +41,8 @@ class Train(Table):
     batch_size: Positive  # examples of one update, over all devices
     micro_batch_size: Positive | None = None  # examples in one forward; the whole batch if left out
     precision: Precision = "fp32"  # of the arithmetic; weights stay in fp32, or in fp64
+    # where a loss or a gradient is not finite: stop, or skip the update
+    on_nonfinite: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):

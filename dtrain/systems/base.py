@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
@@ -125,6 +126,16 @@ class System(Table):
 
 AnySystem = Annotated[System, OneOf(System)]
 AnyLoss = Annotated[Imported, OneOf(Imported)]  # a field of a system's own: what `Ops.call` takes
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """The same names, with a number behind those that came before: two phases may train one model."""
+    counts: Counter[str] = Counter()
+    found = []
+    for name in names:
+        counts[name] += 1
+        found.append(name if counts[name] == 1 else f"{name}-{counts[name]}")
+    return found
 
 
 def updates_before(phases: Sequence[Phase], step: int) -> int:

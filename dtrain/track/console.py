@@ -141,8 +141,10 @@ def _parts(event: Event, run: RunInfo, pace: _Pace) -> Iterator[str]:
             yield from (f"{name} in {_inside(run.folder, path)}" for name, path in pictures.items())
         case Saved(path=path):
             yield f"saved {_inside(run.folder, path)}"
-        case Finished():
+        case Finished(skipped=skipped):
             yield f"finished in {pace.elapsed()}"
+            if skipped:
+                yield f"{skipped} update{'s' * (skipped > 1)} skipped, as their numbers were not finite"
 
 
 def _main_values(metrics: Mapping[str, float], width: int) -> Iterator[str]:

@@ -1,0 +1,115 @@
+"""Which update first showed numbers that are not finite, found without waiting for a device at each of them.
+
+On a GPU what an update showed is kept until somebody looks, and asked for in one go; on a CPU, which is never
+waited for, it is looked at at once.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dtrain.engines.base import Fault
+from dtrain.systems.base import Logs
+
+Named = Sequence[tuple[str, Tensor]]  # parameters, or their gradients
+Sums = Tensor | list[float]
+
+
+def sums(tensors: Sequence[Tensor]) -> Sums:
+    """A number for each tensor that is finite if and only if all of the tensor is, by one pass over it."""
+    if not tensors or tensors[0].device.type == "cpu":
+        return [tensor.sum().item() for tensor in tensors]  # a fifth of the time of a norm
+    return torch.stack(torch._foreach_norm(list(tensors)))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What one update showed on this rank, still on the device."""
+
+    update: int
+    losses: Mapping[int, Logs]  # by micro-batch: its "loss" and terms
+    gradients: Mapping[str, tuple[Sequence[str], Sums]]  # by model: parameters, their `sums`
+
+    def numbers(self) -> Iterable[Any]:
+        """What must be finite. Terms need not be: what is none of the loss may be infinite, as a PSNR."""
+        yield from (logs["loss"] for logs in self.losses.values())
+        for _, found in self.gradients.values():
+            yield from found if isinstance(found, list) else (found,)
+
+    def fault(self) -> Fault | None:
+        """What is not finite, first of all a loss; this asks the device number by number."""
+        for micro_batch, logs in sorted(self.losses.items()):
+            if not math.isfinite(float(logs["loss"])):
+                values = {name: float(value) for name, value in logs.items()}
+                return Fault(self.update, "loss", values, micro_batch=micro_batch)
+        for model, (names, found) in self.gradients.items():
+            if bad := not_finite(names, found):
+                return Fault(self.update, "gradient", bad, model=model)
+        return None
+
+
+class Watch:
+    """Remembers the first update that showed numbers which are not finite."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.latest = -1  # update
+        self.first: Shown | None = None
+        self.unseen: list[Shown] = []
+
+    def note(self, shown: Shown) -> None:
+        """Take in one update; what came before the first bad one need not be kept."""
+        self.latest = shown.update
+        if self.first is None:
+            self.unseen.append(shown)
+            if self.device.type == "cpu":
+                self.look()
+
+    def look(self) -> Fault | None:
+        """What the first bad update showed; it is then forgotten with all others."""
+        if self.first is None and not all_finite(self.unseen, self.device):
+            self.first = next(shown for shown in self.unseen if shown.fault() is not None)
+        self.unseen.clear()
+        return None if self.first is None else self.first.fault()
+
+
+def all_finite(several: Iterable[Shown], device: torch.device) -> bool:
+    """Whether all numbers of some updates are finite: one wait for the device, whatever their number."""
+    numbers = [number for shown in several for number in shown.numbers()]
+    if device.type == "cpu":
+        return all(math.isfinite(number) for number in numbers)
+    flat = [torch.as_tensor(number, device=device).reshape(-1) for number in numbers]
+    return not flat or bool(torch.cat(flat).isfinite().all())
+
+
+def weights_fault(update: int, models: Mapping[str, Named]) -> Fault | None:
+    """The first model with weights that are not finite: a step may overflow though its gradient did not."""
+    for model, parameters in models.items():
+        names = [name for name, _ in parameters]
+        if bad := not_finite(names, sums([parameter.detach() for _, parameter in parameters])):
+            return Fault(update, "weights", bad, model=model)
+    return None
+
+
+def not_finite(names: Sequence[str], found: Sums) -> dict[str, float]:
+    """Those of some `sums` that are not finite, by name."""
+    values = zip(names, found if isinstance(found, list) else found.tolist(), strict=True)
+    return {name: value for name, value in values if not math.isfinite(value)}
+
+
+def first_of(faults: Iterable[Mapping[str, Any] | None]) -> Fault | None:
+    """The fault to tell of among those of all ranks: of the first update, a loss before what came of it.
+
+    It is the same for any number of ranks, as micro-batches are numbered over all of them.
+    """
+    found = [Fault(**fault) for fault in faults if fault is not None]
+    return min(found, key=lambda f: (f.update, f.where != "loss", f.micro_batch), default=None)
+
+
+def as_json(fault: Fault | None) -> dict[str, Any] | None:
+    """The same as ranks tell it each other."""
+    return None if fault is None else asdict(fault)
