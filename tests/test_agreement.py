@@ -55,11 +55,12 @@ class Found:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where every case was run on every number of processes; one start serves all cases."""
+def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """Where the cases of the selected tests were run, on every number of processes; one start serves all."""
     folder = tmp_path_factory.mktemp("agreement")
     write_examples(folder / "examples.npz")
-    processes = [process for size in SIZES for process in start(folder, size)]
+    wanted = needed(request.session.items)
+    processes = [process for size in SIZES for process in start(folder, size, wanted)]
     try:
         errors = [process.communicate(timeout=600)[1] for process in processes]
     finally:
@@ -77,12 +78,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def start(folder: Path, size: int) -> list[subprocess.Popen[str]]:
-    """Start all cases of `size` processes, each process with the variables that torchrun would set."""
+def needed(tests: list[pytest.Item]) -> list[str]:
+    """The cases that these tests are about: of a test of "gan" those that begin so, too."""
+    names = {
+        test.callspec.params.get("name")
+        for test in tests
+        if isinstance(test, pytest.Function) and hasattr(test, "callspec")
+    }
+    return [case for case in ALL if case in names or case.partition(",")[0] in names]
+
+
+def start(folder: Path, size: int, wanted: list[str]) -> list[subprocess.Popen[str]]:
+    """Start the wanted cases of `size` processes, each process with the variables that torchrun would set."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    names = [name for name, of_size in RUNS if of_size == size]
+    names = [name for name, of_size in RUNS if of_size == size and name in wanted]
     ours = {
         "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
         "OMP_NUM_THREADS": "1",
@@ -199,9 +210,11 @@ def test_fp16_agrees_between_one_process_and_two(folder: Path, name: str) -> Non
     assert off_course(two, one) < 2**-11  # the spacing of fp16
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_updates_that_overflow_are_left_out_and_lower_the_loss_scale(folder: Path, size: int) -> None:
-    run = found(folder, "overflow", size)
+@pytest.mark.parametrize(("name", "size"), [("overflow", 1), ("overflow", 2)])
+def test_updates_that_overflow_are_left_out_and_lower_the_loss_scale(
+    folder: Path, name: str, size: int
+) -> None:
+    run = found(folder, name, size)
     overflows = int((~np.isfinite(run.numbers["curve:classifier/grad_norm"])).sum())
     assert overflows > 0
     assert run.scalars["loss_scales"]["classifier"]["scale"] == 2.0 ** (16 - overflows)
