@@ -49,8 +49,8 @@ def test_classes_are_numbered_by_name(animals):
     examples = opened(Images(path=animals, size=8, evaluate_fraction=0.0))
     assert examples.classes == ("ant", "bee", "cat")
     np.testing.assert_array_equal(examples.fetch(np.arange(60), 0)["label"], np.repeat([0, 1, 2], 20))
-    assert examples.fields["image"] == ((3, 8, 8), "float32", None)
-    assert examples.fields["label"] == ((), "int64", 3)
+    assert examples.fields["image"] == ((3, 8, 8), "float32", None, (-1.0, 1.0))
+    assert examples.fields["label"] == ((), "int64", 3, None)
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 20), (20, 40), (5, 9), (7, 7)])

@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 
 from dtrain.data.array_files import readable
-from dtrain.data.conversion import channels_first, finish, name_of
-from dtrain.data.source import Batch, Field
+from dtrain.data.conversion import channels_first, field_like, finish
+from dtrain.data.source import Batch
 from dtrain.data.values import Channels, Range
 
 
@@ -22,7 +22,7 @@ class ArrayExamples:
         self.range = range
         first = self.fetch(np.zeros(1, np.int64), 0)
         self.fields = {
-            name: Field(values.shape[1:], name_of(values.dtype), _classes(stored[name]))
+            name: field_like(values, stored[name][:1], range)._replace(classes=_classes(stored[name]))
             for name, values in first.items()
         }
 

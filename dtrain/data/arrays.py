@@ -60,7 +60,7 @@ class Arrays(Source):
 
     def _field(self, name: str, header: Header) -> Field:
         try:
-            return field_of(name, header.dtype, header.shape[1:], self.channels)
+            return field_of(name, header.dtype, header.shape[1:], self.channels, self.range)
         except DataError as error:
             raise DataError(f"{self.path}: {error}") from None
 

@@ -4,6 +4,7 @@ from functools import cache
 
 import numpy as np
 
+from dtrain.data.source import Field
 from dtrain.data.values import BECOMES, Channels, Range, is_picture, picture_shape
 
 
@@ -32,6 +33,12 @@ def finish(values: np.ndarray, range: Range) -> np.ndarray:
     if is_picture(dtype, values.ndim - 1):
         return scale(values, range)
     return values.astype(BECOMES[dtype], copy=False)
+
+
+def field_like(finished: np.ndarray, stored: np.ndarray, range: Range) -> Field:
+    """What a field looks like, given a batch of it as it is stored and as it is finished."""
+    is_scaled = is_picture(name_of(stored.dtype), stored.ndim - 1)
+    return Field(finished.shape[1:], name_of(finished.dtype), range=range if is_scaled else None)
 
 
 def scale(pixels: np.ndarray, range: Range) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.data.conversion import channels_first, finish, name_of
+from dtrain.data.conversion import channels_first, field_like, finish, name_of
 from dtrain.data.dataset import Reading
 from dtrain.data.source import Batch, Field, Part
 from dtrain.data.values import check_numbers
@@ -28,15 +28,20 @@ class DatasetExamples:
         self.workers = reading.workers
         if not len(self):
             raise DataError(f"{name} has no examples for {part}")
-        first = self.fetch(np.zeros(1, np.int64), 0)
+        stored = self._stored(np.zeros(1, np.int64), 0)
         self.fields: Mapping[str, Field] = {
-            name: Field(values.shape[1:], name_of(values.dtype)) for name, values in first.items()
+            name: field_like(finish(values, self.range), values, self.range)
+            for name, values in stored.items()
         }
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def fetch(self, indices: np.ndarray, epoch: int) -> Batch:
+        stored = self._stored(indices, epoch)
+        return {name: finish(values, self.range) for name, values in stored.items()}
+
+    def _stored(self, indices: np.ndarray, epoch: int) -> Batch:
         numbers = indices.tolist()
         items = [self._item(index, epoch) for index in numbers]
         names = items[0].keys()
@@ -46,10 +51,7 @@ class DatasetExamples:
                     f"{self._name}: examples {numbers[0]} and {index} have different fields: "
                     f"{', '.join(names)} and {', '.join(item)}"
                 )
-        return {
-            name: finish(self._stacked(name, numbers, [item[name] for item in items]), self.range)
-            for name in names
-        }
+        return {name: self._stacked(name, numbers, [item[name] for item in items]) for name in names}
 
     def _stacked(self, name: str, numbers: Sequence[int], values: Sequence[np.ndarray]) -> np.ndarray:
         for index, value in zip(numbers, values, strict=True):

@@ -65,7 +65,7 @@ class Images(Source):
 
     def _fields(self, listing: Listing) -> dict[str, Field]:
         return {
-            "image": Field((self.channels, *self.height_and_width), "float32"),
+            "image": Field((self.channels, *self.height_and_width), "float32", range=self.range),
             "label": Field((), "int64", len(listing.classes)),
         }
 

@@ -20,6 +20,7 @@ class Field(NamedTuple):
     shape: tuple[int, ...]  # without the batch axis; of pictures (C, H, W)
     dtype: str  # as NumPy names it: "float32", "int64"
     classes: int | None = None  # of whole-number labels, where known: they are below it
+    range: tuple[float, float] | None = None  # of pictures: what black and white have become
 
     @property
     def holds_fractions(self) -> bool:

@@ -33,14 +33,14 @@ BECOMES: Mapping[str, str] = {
 }
 
 
-def field_of(name: str, dtype: str, shape: Shape, channels: Channels) -> Field:
+def field_of(name: str, dtype: str, shape: Shape, channels: Channels, range: Range) -> Field:
     """What an example's stored value of this type and shape becomes in the field `name`.
 
     Raises DataError where it holds no numbers, or where its channels seem to lie elsewhere.
     """
     check_numbers(name, dtype)
     if is_picture(dtype, len(shape)):
-        return Field(picture_shape(name, shape, channels), "float32")
+        return Field(picture_shape(name, shape, channels), "float32", range=range)
     return Field(shape, BECOMES[dtype])
 
 
