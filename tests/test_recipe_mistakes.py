@@ -8,10 +8,13 @@ from reading import changed, marked, mistakes_of, read, spots_of
 
 import dtrain
 from dtrain.errors import RecipeError, RecipeErrors
+from dtrain.spec.table import KINDS
+from dtrain.systems.base import System
 
 LINEAR, FIRST = 'kind = "linear", out = 32', "models.generator.layers[0]"
 LAST, ADAM, STAR = "optimizers.discriminator", 'kind = "adam"', "optimizers.*"
 FIRST_LAYER = "{ " + LINEAR
+SYSTEMS = ", ".join(sorted(KINDS[System]))
 MISTAKES = [  # what stands in the GAN's recipe, what instead with ^ before the mistake, its key and words
     ("seed = 3", "^sead = 3", "sead", 'unknown key; did you mean "seed"?'),
     ("seed = 3", "seed = ^-1", "seed", "found -1; a number at least 0 would do"),
@@ -19,9 +22,9 @@ MISTAKES = [  # what stands in the GAN's recipe, what instead with ^ before the 
     ("seed = 3", "seed = ^true", "seed", "found true; a whole number would do"),
     ('name = "tiny-gan"', "^", "name", "required, but missing"),
     ('name = "tiny-gan"', 'name = ^"a/b"', "name", 'found "a/b"; letters, digits'),
-    ('kind = "gan"\n', 'kind = ^"gam"\n', "system.kind", 'unknown kind "gam"; one of classifier, gan'),
+    ('kind = "gan"\n', 'kind = ^"gam"\n', "system.kind", f'unknown kind "gam"; one of {SYSTEMS}'),
     ('kind = "gan"\n', 'kind = ^"gam"\n', "system.kind", 'did you mean "gan"?'),
-    ('[system]\nkind = "gan"\n', "^[system]\n", "system.kind", "missing; one of classifier, gan"),
+    ('[system]\nkind = "gan"\n', "^[system]\n", "system.kind", f"missing; one of {SYSTEMS}"),
     ("latent = 4\n", "latent = 4\n^critic_step = 2\n", "system.critic_step", 'did you mean "critic_steps"?'),
     ("latent = 4\n", "latent = ^0\n", "system.latent", "found 0; a number above 0 would do"),
     ("latent = 4\n", 'latent = ^"4"\n', "system.latent", 'found "4"; a whole number would do'),

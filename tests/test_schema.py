@@ -17,6 +17,8 @@ from dtrain.recipe.schema import recipe_schema, schema_text
 from dtrain.recipe.starting import start, starts
 from dtrain.recipe.write import to_toml
 from dtrain.spec.decode import fields_of
+from dtrain.spec.table import KINDS
+from dtrain.systems.base import System
 
 RECIPES = Path(dtrain.__file__).parents[1] / "recipes"
 FIRST = "#:schema ./recipe.schema.json"
@@ -183,12 +185,13 @@ IN_LAYERS = [  # what stands in a layer of the GAN's, what stands there instead,
     ("slope = 0.2", "slop = 0.2", "unknown key; activation has"),
     ("rate = 0.2", "rate = 1.0", "greater than or equal to the maximum of 1"),
 ]
+SYSTEMS = json.dumps(sorted(KINDS[System]), separators=(",", ":"))
 BROKEN = [  # the same elsewhere
     ("seed = 3", "sead = 3", "unknown key"),
     ("seed = 3", "seed = -1", "less than the minimum of 0"),
     ("seed = 3", 'seed = "3"', 'not of type "integer"'),
     ('name = "tiny-gan"', 'name = "a/b"', "does not match"),
-    ('kind = "gan"', 'kind = "gam"', 'not one of ["classifier","gan"]'),
+    ('kind = "gan"', 'kind = "gam"', f"not one of {SYSTEMS}"),
     ("latent = 4\n", "latent = 0.5\n", 'not of type "integer"'),
     ("critic_steps = 2", "critic_step = 2", "unknown key; gan has"),
     ("critic_steps = 2", 'loss = "hinges"', "not one of"),

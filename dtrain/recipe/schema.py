@@ -156,7 +156,8 @@ class Maker:
         return self.made[name] or {"$ref": f"#/$defs/{name}"}
 
     def _name(self, family: OneOf) -> str:
-        return f"{'part.' * self.is_part}{family.base.__name__.lower()}"
+        built_in = "built_in." * (family.imported is None)  # one field may hold what another may not
+        return f"{'part.' * self.is_part}{built_in}{family.base.__name__.lower()}"
 
     def _array(self, target: Any, notes: tuple[Any, ...]) -> Schema:
         inside = typing.get_args(target)

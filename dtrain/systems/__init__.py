@@ -1,5 +1,5 @@
 """Systems by kind: importing this package registers the built-in ones."""
 
-from dtrain.systems import classifier, gan
+from dtrain.systems import autoencoder, classifier, gan, vae
 
-__all__ = ["classifier", "gan"]
+__all__ = ["autoencoder", "classifier", "gan", "vae"]
