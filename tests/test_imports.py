@@ -20,7 +20,7 @@ LAYERS = (
     {"cli"},
     {"loop", "diverged", "evaluation", "run", "track"},
     {"checkpoint"},
-    {"engines"},
+    {"engines", "explain"},
     {"backends"},
     {"recipe"},
     {"systems", "data"},

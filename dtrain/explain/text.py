@@ -1,0 +1,214 @@
+"""What a system does in every step, as text."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from textwrap import wrap
+
+from dtrain.explain.expressions import expression
+from dtrain.explain.flow import Flow, Value, summands
+from dtrain.recipe.values import Recipe
+from dtrain.systems.base import Phase, System
+
+WIDTH = 110
+
+
+def explanation(
+    recipe: Recipe, flows: Sequence[Flow], evaluation: Flow | None, optimizers: Mapping[str, str]
+) -> str:
+    """The phases of a step, in order, and the evaluation; `optimizers` says those of the models in words."""
+    assert isinstance(recipe.system, System)
+    phases = recipe.system.phases()
+    parts = [heading(recipe, phases, flows, evaluation)]
+    for number, (phase, flow) in enumerate(zip(phases, flows, strict=True), 1):
+        parts.append([*title(number, phase, recipe, optimizers), *_indented(phase_lines(flow))])
+    if evaluation is not None:
+        parts.append([evaluation_title(recipe), *_indented(evaluation_lines(evaluation))])
+    return "\n\n".join("\n".join(line.rstrip() for line in part) for part in parts)
+
+
+def heading(
+    recipe: Recipe, phases: Sequence[Phase], flows: Sequence[Flow], evaluation: Flow | None
+) -> list[str]:
+    """What the whole is, and which models nobody calls."""
+    count = f"{len(phases)} phases, in this order" if len(phases) > 1 else "one phase"
+    lines = [
+        f"{recipe.name}: {and_join(recipe.models)}",
+        f"each step: {count}; shapes are those of a micro-batch of {recipe.train.micro}",
+    ]
+    called = {name for flow in (*flows, *filter(None, [evaluation])) for name in flow.called()}
+    idle = [name for name in recipe.models if name not in called]
+    if idle:
+        lines.append(f"warning: {and_join(idle)} is part of no loss and no evaluation")
+    return lines
+
+
+def title(number: int, phase: Phase, recipe: Recipe, optimizers: Mapping[str, str]) -> list[str]:
+    """What a phase trains, with what, how often."""
+    lines = [f"{number}. train {and_join(phase.updates)}"]
+    size = recipe.train.batch_size
+    often = f"{phase.repeat} updates, each on {size} fresh examples" if phase.repeat > 1 else ""
+    when = f"on every {ordinal(phase.every)} step" if phase.every > 1 else ""
+    lines += [f"   {', '.join(filter(None, [when, often or f'1 update on {size} fresh examples']))}"]
+    return lines + [f"   trained: {name} ({optimizers[name]})" for name in phase.updates]
+
+
+def phase_lines(flow: Flow) -> Iterator[str]:
+    """What a phase computes, in order, and how far its gradients go."""
+    for name in flow.frozen():
+        yield f"frozen:  {name}" + " (gradients pass through it)" * (name in flow.through())
+    said = Said(flow)
+    before = flow.needed(*(value for value in flow.needed(*flow.results.values()) if value.is_prepared))
+    if before:
+        yield "prepare, with everything frozen:"
+        yield from _indented(said.lines(before))
+        yield "loss, of what prepare gave:"
+    yield from _indented(said.lines([value for value in flow.needed(flow.loss) if value not in before]))
+    yield from _wrapped("loss = ", said.made(flow.loss))
+    yield from _indented(reach_lines(flow, said))
+    beside = [
+        (name, value)
+        for name, value in flow.results.items()
+        if name != "loss" and value not in flow.needed(flow.loss)
+    ]
+    if beside:
+        logged = ", ".join(f"{name} = {said.made(value)}" for name, value in beside)
+        yield from _wrapped("logged beside it: ", logged)
+    if flow.weight is not None:
+        yield f"a mean over {said.written(flow.weight)} items, and weighted by them"
+    yield from stop_lines(flow, said)
+    yield from warnings(flow)
+
+
+class Said:
+    """Which values of a flow have a line of their own; the others stand inside of expressions."""
+
+    def __init__(self, flow: Flow):
+        self.flow = flow
+        ends = flow.results.get("loss")
+        self.own = {value.number for value in flow.values if value.name and value is not ends}
+        self.parts: dict[int, list[Value]] = {}  # of calls that give several values, those that are named
+        for value in flow.needed(*flow.results.values()):
+            if value.kind == "part" and value.name:
+                self.parts.setdefault(value.inputs[0].number, []).append(value)
+
+    def lines(self, values: Sequence[Value]) -> Iterator[str]:
+        """A line for each of these values that has one, with its shape."""
+        rows = [(self.left(value), self.right(value)) for value in values if self.has_line(value)]
+        width = min(max((len(left) for left, _ in rows), default=0), WIDTH - 40)
+        for left, right in rows:
+            yield f"{left:<{width}}  {right}"
+
+    def has_line(self, value: Value) -> bool:
+        """Fields, and what has a name; parts have that of the call that gave them."""
+        return value.number in self.parts or (value.kind != "part" and bool(self.name(value)))
+
+    def left(self, value: Value) -> str:
+        """`mean, spread = chunk(encoder(image), 2)`."""
+        if value.kind == "field":
+            return value.name
+        names = [part.name for part in self.parts.get(value.number, ())] or [value.name]
+        return f"{', '.join(names)} = {self.made(value)}"
+
+    def right(self, value: Value) -> str:
+        """The shape; that of every part."""
+        if value.number in self.parts:
+            shapes = dict.fromkeys(map(shape_text, self.parts[value.number]))
+            return ", ".join(shapes) + " each" * (len(shapes) == 1)
+        return shape_text(value) + " from the data" * (value.kind == "field")
+
+    def made(self, value: Value) -> str:
+        """What a value is made of."""
+        if value.call == "prepared":
+            (source,) = value.inputs
+            return self.written(source)
+        return expression(value, self.name)
+
+    def written(self, value: Value) -> str:
+        """A value by its name, or what it is made of."""
+        return self.name(value) or self.made(value)
+
+    def name(self, value: Value) -> str | None:
+        """Its name if it has a line."""
+        return value.name if value.number in self.own else None
+
+
+def reach_lines(flow: Flow, said: Said) -> Iterator[str]:
+    """What each summand of the loss trains."""
+    parts = list({value.number: value for value in summands(flow.loss)}.values())
+    whole = flow.reach[flow.loss.number].models
+    if len(parts) == 1:
+        yield f"its gradient reaches {and_join(whole)}" if whole else ""
+        return
+    rows = []
+    for value in parts:
+        models = flow.reach[value.number].models
+        rows.append((said.written(value), f"reaches {and_join(models)}" if models else "trains nothing"))
+    width = min(max(len(left) for left, _ in rows), WIDTH - 40)
+    for left, right in rows:
+        yield f"{left:<{width}}  {right}"
+
+
+def stop_lines(flow: Flow, said: Said) -> Iterator[str]:
+    """Where gradients stop on their way back from the loss."""
+    for value, kept in flow.stops():
+        if value.is_prepared:  # all of it is frozen, and its heading says so
+            continue
+        at = f"{value.name} = {said.made(value)}" if value.number in said.own else said.made(value)
+        behind = {name for item in (*kept, value) for part in flow.needed(item) for name in part.models}
+        trained = [name for name in flow.trained if name in behind]
+        if trained:
+            yield f"gradients stop at: {at}; none reaches {and_join(trained)} this way"
+        else:
+            yield f"gradients stop at: {at}; none would come, as nothing before it is trained here"
+
+
+def warnings(flow: Flow) -> Iterator[str]:
+    """What a user should know: models that are to be trained, and are not."""
+    reach = flow.reach[flow.loss.number]
+    for name in flow.trained:
+        if name not in reach.models:
+            yield f"warning: no gradient of this loss reaches {name}, so nothing trains it here"
+
+
+def evaluation_title(recipe: Recipe) -> str:
+    """When the evaluation takes place."""
+    every = recipe.every.evaluate
+    return f"evaluation, {f'every {every} steps' if every else 'at the end alone'}: no gradients"
+
+
+def evaluation_lines(flow: Flow) -> Iterator[str]:
+    """What the evaluation computes."""
+    used = [name for name in flow.averaged if name in flow.called()]
+    if used:
+        yield f"in place of {and_join(used)}: the moving average of its weights"
+    said = Said(flow)
+    metrics = {value.number for value in flow.results.values()}
+    yield from said.lines([v for v in flow.needed(*flow.results.values()) if v.number not in metrics])
+    for name, value in flow.results.items():
+        yield from _wrapped(f"{name} = ", said.made(value))
+
+
+def shape_text(value: Value) -> str:
+    """(32, 1, 28, 28); `()` is one number."""
+    if value.shape is None:
+        return ""
+    return "(" + ", ".join(map(str, value.shape)) + ")"
+
+
+def and_join(names: Sequence[str] | Mapping[str, object]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def ordinal(number: int) -> str:
+    """2nd, 3rd, 11th."""
+    ends = {1: "st", 2: "nd", 3: "rd"}
+    return f"{number}{ends.get(number % 10, 'th') if number % 100 not in (11, 12, 13) else 'th'}"
+
+
+def _indented(lines: Iterator[str]) -> Iterator[str]:
+    yield from (f"   {line}" for line in lines if line)
+
+
+def _wrapped(start: str, text: str) -> Iterator[str]:
+    yield from wrap(start + text, WIDTH - 6, subsequent_indent=" " * len(start), break_long_words=False)
