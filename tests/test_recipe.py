@@ -45,6 +45,9 @@ EVERY_LAYER: dict[str, dict[str, Any]] = {  # of each kind a table with every ke
     "activation": {"function": "leaky_relu", "slope": 0.3},
     "dropout": {"rate": 0.1},
     "embedding": {"size": 7, "out": 3, "initial": {"kind": "constant", "value": 0.5}},
+    "position": {"initial": {"kind": "normal", "std": 0.1, "mean": 0.0}},
+    "attention": {"heads": 2, "causal": False, "rotary": True},
+    "gru": {"out": 3},
     "residual": {"layers": [{"kind": "flatten"}]},
     "repeat": {"times": 2, "layers": [{"kind": "repeat", "times": 1, "layers": [{"kind": "flatten"}]}]},
 }

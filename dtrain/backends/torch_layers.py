@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from dtrain.backends.torch_batch_norm import RecordingBatchNorm
 from dtrain.backends.torch_imported import Site, build_imported
-from dtrain.spec import blocks, layers, spatial
+from dtrain.backends.torch_sequence import GRU, Attention, Position
+from dtrain.spec import blocks, layers, sequence, spatial
 from dtrain.spec.initial import Shape
 from dtrain.spec.layers import Layer
 from dtrain.spec.spatial import spread
@@ -149,9 +150,24 @@ def _(layer: layers.Dropout, shape: Shape) -> nn.Module:
     return nn.Dropout(layer.rate)
 
 
-@builds(layers.Embedding)
-def _(layer: layers.Embedding, shape: Shape) -> nn.Module:
+@builds(sequence.Embedding)
+def _(layer: sequence.Embedding, shape: Shape) -> nn.Module:
     return nn.Embedding(layer.size, layer.out)
+
+
+@builds(sequence.Position)
+def _(layer: sequence.Position, shape: Shape) -> nn.Module:
+    return Position(*shape)
+
+
+@builds(sequence.Attention)
+def _(layer: sequence.Attention, shape: Shape) -> nn.Module:
+    return Attention(shape[1], layer.heads, causal=layer.causal, rotary=layer.rotary)
+
+
+@builds(sequence.GRU)
+def _(layer: sequence.GRU, shape: Shape) -> nn.Module:
+    return GRU(shape[1], layer.out)
 
 
 class GlobalPool(nn.Module):

@@ -20,8 +20,9 @@ from dtrain.recipe.texts import near_path
 from dtrain.recipe.values import Recipe
 from dtrain.spec.blocks import LayerError
 from dtrain.spec.decode import fields_of
-from dtrain.spec.layers import BatchNorm, Embedding, ImportedLayer
+from dtrain.spec.layers import BatchNorm, ImportedLayer
 from dtrain.spec.models import Model, ModelSpec
+from dtrain.spec.sequence import Embedding
 from dtrain.spec.table import Imported, Wrong
 from dtrain.spec.words import nearest, placed
 from dtrain.systems.base import System

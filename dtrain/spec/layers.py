@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from dtrain.spec.initial import Constant, Initial, Normal, Shape, Uniform
+from dtrain.spec.initial import Constant, Initial, Shape, Uniform
 from dtrain.spec.table import (
     Above0,
     BelowOne,
@@ -191,21 +191,6 @@ class Dropout(Layer):
 
     def out_shape(self, shape: Shape) -> Shape:
         return shape
-
-
-@kind(Layer, "embedding")
-class Embedding(Layer):
-    """A learned vector for each of `size` whole numbers."""
-
-    size: Positive  # the numbers are 0 to size - 1
-    out: Positive  # length of each vector
-    initial: InitialWeight = None  # normal with std 1 when left out
-
-    def out_shape(self, shape: Shape) -> Shape:
-        return (*shape, self.out)
-
-    def parameters(self, shape: Shape) -> dict[str, Parameter]:
-        return {"weight": Parameter((self.size, self.out), self.initial or Normal(std=1.0))}
 
 
 @table
