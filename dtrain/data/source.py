@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 from dtrain.spec.table import Table
 
@@ -59,6 +59,15 @@ class Examples(Protocol):
     def fetch(self, indices: "np.ndarray", epoch: int) -> Batch:
         """The examples at `indices`, in that order; what is random in them depends on
         (seed, epoch, index) alone. Raises DataError naming what cannot be read."""
+        ...
+
+
+@runtime_checkable
+class Spelling(Protocol):
+    """Examples whose tokens can be read: those that a system draws as samples are written as text."""
+
+    def decode(self, tokens: "np.ndarray") -> str:
+        """The text that tokens (length,) stand for."""
         ...
 
 
