@@ -5,7 +5,7 @@ only rank 0 has observers.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -41,10 +41,11 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Grids of pictures that were written as PNG files, by name."""
+    """What was drawn, by name: grids of pictures that were written as PNG files, and files of texts."""
 
     step: int
-    pictures: Mapping[str, Path]
+    pictures: Mapping[str, Path] = field(default_factory=dict)
+    texts: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

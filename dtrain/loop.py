@@ -8,12 +8,11 @@ from dtrain.backends.torch_schedules import Settings
 from dtrain.checkpoint.write import keep, write
 from dtrain.diverged import check, count
 from dtrain.engines.base import Measured, Update
-from dtrain.errors import DtrainError
 from dtrain.evaluation import evaluate, take_best
-from dtrain.events import Evaluated, Event, Finished, Sampled, Saved, Started, Stepped
-from dtrain.pictures import save_grid
+from dtrain.events import Evaluated, Event, Finished, Saved, Started, Stepped
 from dtrain.recipe.write import to_toml
-from dtrain.run import Run, agreed
+from dtrain.run import Run
+from dtrain.sampling import sample
 from dtrain.systems.base import Phase, distinct, updates_before
 
 LOOK = 100  # steps, after which at the latest it is looked whether all numbers are finite
@@ -105,32 +104,6 @@ def measure(run: Run, measured: Mapping[str, Measured]) -> dict[str, float]:
         norms = {f"{name}/grad_norm": float(norm) for name, norm in update.norms.items()}
         metrics |= terms | norms
     return metrics | ({"skipped": run.skipped} if run.recipe.train.on_nonfinite == "skip" else {})
-
-
-def sample(run: Run) -> Iterator[Sampled]:
-    """Draw the system's samples and write each as a grid of pictures."""
-    source = run.evaluation or run.loader
-    _, batch = source.load(0)[0]
-    samples = run.engine.run(run.system.samples, batch, key=(run.recipe.seed, "sample"))
-    low, high = source.examples.range
-    folder = run.folder / "samples"
-    pictures = {
-        name: folder / f"step-{run.step:08d}-{name}.png"
-        for name, values in samples.items()
-        if values.ndim in (3, 4)
-    }
-
-    def draw() -> None:
-        for name, path in pictures.items() if run.engine.rank == 0 else ():
-            try:
-                folder.mkdir(exist_ok=True)
-                save_grid(samples[name].detach().float().cpu().numpy(), path, low=low, high=high)
-            except OSError as error:
-                raise DtrainError(f"{path} cannot be written: {error}") from None
-
-    agreed(run.engine, draw)
-    if pictures:
-        yield Sampled(run.step, pictures)
 
 
 def save(run: Run) -> Path:

@@ -18,6 +18,7 @@ from dtrain.spec.decode import fields_of, own_keys, split
 from dtrain.spec.layers import Flatten, ImportedLayer, Layer, Linear
 from dtrain.spec.models import ModelSpec
 from dtrain.spec.optimizers import AnyOptimizer
+from dtrain.spec.sequence import Embedding
 from dtrain.spec.table import KINDS, AtLeastOne, Checked, Imported, Matching, OneOf, Within, freeze
 from dtrain.systems.base import System
 
@@ -30,7 +31,11 @@ PLAIN = st.recursive(
     LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=6
 )
 PATHS = st.sampled_from(("torch.nn:Some", "package:Name", "package.module:Name", "a.b.c.d:function"))
-METRICS = {"gan": ("loss", "real", "fake"), "classifier": ("loss", "accuracy")}
+METRICS = {
+    "gan": ("loss", "real", "fake"),
+    "classifier": ("loss", "accuracy"),
+    "language_model": ("loss", "bits_per_character"),
+}
 
 
 @cache
@@ -173,6 +178,10 @@ def models_for(draw: st.DrawFn, system: Any) -> dict[str, Any]:
             found["discriminator"] = draw(model(st.just(generator.output), ends=1))
         case "classifier":
             found["classifier"] = draw(model(shapes, ends=draw(st.integers(1, 9))))
+        case "language_model":
+            size, length = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+            layers = (Embedding(size=size, out=draw(st.integers(1, 9))), Linear(out=size))
+            found["language_model"] = ModelSpec(input=(length,), layers=layers)
         case _:
             assert isinstance(system, Imported), "say here what models this kind of system trains"
     return found

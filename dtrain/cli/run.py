@@ -116,9 +116,9 @@ def _summarise(folder: Path, *, uses_wandb: bool) -> None:
 
     print(f"\nrun         {_short(folder)}")
     print(f"checkpoint  {_short(checkpoints_in(folder)[-1])}")
-    grids = sorted((folder / "samples").glob("*.png")) if (folder / "samples").is_dir() else []
-    if grids:
-        print(f"pictures    {_short(grids[-1])}")
+    for what, files in (("pictures", "*.png"), ("texts", "*.txt")):
+        if found := sorted((folder / "samples").glob(files)):
+            print(f"{what:<12}{_short(found[-1])}")
     if uses_wandb:
         for command in how_to_look(Path(_short(folder))):
             print(f"look        {command}")

@@ -120,7 +120,10 @@ class System(Table):
         return type(self).predict is not System.predict
 
     def samples(self, models: Models, batch: Batch, ops: Ops) -> Mapping[str, Array]:
-        """Pictures worth looking at, (N, channels, height, width), in the range of the data."""
+        """What is worth looking at: pictures (N, channels, height, width) in the range of the data, or texts.
+
+        Of these, the tokens (N, length), as whole numbers; the data says how they are spelt.
+        """
         return {}
 
 

@@ -2,12 +2,14 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtrain.events import Evaluated, Event, Finished, Observer, Sampled, Saved, Started, Stepped
+from dtrain.spec.words import visible
 from dtrain.track.base import RunInfo
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 REFRESH_SECONDS = 0.2  # drawing takes about 3 ms, which is then 1.5 % of the loop at most
+EXCERPT_LINES, EXCERPT_WIDTH = 8, 100  # of a file of texts
 WIDTH = 9  # of a number in a plain line, so that lines align: 1.234e-05
 
 
@@ -76,6 +79,9 @@ class _Plain:
         if isinstance(event, Started):
             self._pace.begin(event.total)
         self._print(*_parts(event, self._run, self._pace))
+        if isinstance(event, Sampled):
+            for line in _excerpts(event.texts.values()):
+                self._print(line)
 
     def _print(self, *parts: str) -> None:
         print("  ".join(parts).rstrip(), flush=True)
@@ -102,7 +108,8 @@ class _Live:
             self._pace.begin(event.total)
             self._bar.update(self._task, total=event.total, visible=True)
         line = "  ".join(_parts(event, self._run, self._pace)).rstrip()
-        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        lines = [line, *(_excerpts(event.texts.values()) if isinstance(event, Sampled) else ())]
+        self._bar.console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
         self._draw(event.step)
 
     def _draw(self, step: int) -> None:
@@ -137,14 +144,23 @@ def _parts(event: Event, run: RunInfo, pace: _Pace) -> Iterator[str]:
             yield f"{run.name}: {total - step} steps to go, in {run.folder}"
         case Evaluated(metrics=metrics):
             yield from _aligned(metrics, WIDTH)
-        case Sampled(pictures=pictures):
-            yield from (f"{name} in {_inside(run.folder, path)}" for name, path in pictures.items())
+        case Sampled(pictures=pictures, texts=texts):
+            files = {**pictures, **texts}
+            yield from (f"{name} in {_inside(run.folder, path)}" for name, path in files.items())
         case Saved(path=path):
             yield f"saved {_inside(run.folder, path)}"
         case Finished(skipped=skipped):
             yield f"finished in {pace.elapsed()}"
             if skipped:
                 yield f"{skipped} update{'s' * (skipped > 1)} skipped, as their numbers were not finite"
+
+
+def _excerpts(paths: Iterable[Path]) -> Iterator[str]:
+    """The first lines of each file of texts; what a terminal would carry out is escaped."""
+    for path in paths:
+        with path.open(encoding="utf-8") as file:
+            for line in islice(file, EXCERPT_LINES):
+                yield f"    {visible(line.rstrip())[:EXCERPT_WIDTH]}"
 
 
 def _main_values(metrics: Mapping[str, float], width: int) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """`metrics.jsonl` in the run folder: one JSON object a line, `{"step": 20, "generator/loss": 0.69}`.
 
 JSON has no numbers that are not finite: they are written as the strings "NaN", "Infinity" and
-"-Infinity", which Python's `float` reads back. Any other string is the path of a grid of pictures,
-relative to the run folder. An evaluation and a set of pictures are lines of their own.
+"-Infinity", which Python's `float` reads back. Any other string is the path of a grid of pictures or of a
+file of texts, relative to the run folder. An evaluation and a set of samples are lines of their own.
 
 A line that cannot be written is a `DtrainError` and ends the run: this file is the record of the
 run, from which other trackers fill their gaps, and a full disk stops the next checkpoint anyway.
@@ -40,8 +40,8 @@ def open_jsonl(run: RunInfo, step: int) -> Iterator[Observer]:
             values: Mapping[str, Any] = {name: _as_json(value) for name, value in event.metrics.items()}
         elif isinstance(event, Sampled):
             values = {
-                name: Path(os.path.relpath(picture, run.folder)).as_posix()
-                for name, picture in event.pictures.items()
+                name: Path(os.path.relpath(path, run.folder)).as_posix()
+                for name, path in {**event.pictures, **event.texts}.items()
             }
         else:
             return
@@ -61,7 +61,7 @@ def open_jsonl(run: RunInfo, step: int) -> Iterator[Observer]:
 
 
 def read_metrics(path: Path) -> Iterator[tuple[int, dict[str, float | str]]]:
-    """Yield each line's step and values; values that are text are paths of pictures.
+    """Yield each line's step and values; values that are text are paths of samples.
 
     A last line without its end was torn by a crash and is left out. Raises `DtrainError` for any
     other line that is not an object with a step.

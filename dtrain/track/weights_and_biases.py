@@ -15,6 +15,7 @@ W&B is a view of the run and no part of it: when it fails, that is said once on 
 goes on. Rows go through a thread, since one `log` takes W&B 0.2 ms and, if a server hangs, forever.
 """
 
+import html
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +37,7 @@ ORPHAN_SECONDS = 20  # a killed run's wandb-core was measured to end after 3 s
 START_SECONDS = 30  # how long the start of a run waits for a server, before it goes offline
 UPLOAD_SECONDS = 120  # how long the end of a run waits for a server; `wandb sync` sends the rest
 
-Value = float | Path  # a number, or a PNG file
+Value = float | Path  # a number, or a PNG or text file
 Row = dict[str, Value]
 Work = SimpleQueue[tuple[int, Row] | int]  # a step and its row; in the end, the exit code
 
@@ -100,6 +101,7 @@ class _Collector:
             self.add(event.step, event.metrics)
         elif isinstance(event, Sampled):
             self.add(event.step, event.pictures)
+            self.add(event.step, event.texts)
 
     def add(self, step: int, values: Mapping[str, Value]) -> None:
         if step != self._step:
@@ -115,8 +117,6 @@ class _Collector:
 
 
 def _open(run: RunInfo, step: int) -> tuple["Run", Callable[[int, Row], None]]:
-    import wandb
-
     logs = find_logs(run.folder / "wandb", run.id)
     wait_until_closed(logs, ORPHAN_SECONDS)
     logs = mend(logs)
@@ -128,7 +128,7 @@ def _open(run: RunInfo, step: int) -> tuple["Run", Callable[[int, Row], None]]:
     def log(step: int, row: Row) -> None:
         known = standing.get(step, ())
         values: dict[str, Any] = {
-            name: wandb.Image(str(value)) if isinstance(value, Path) else value
+            name: _medium(value) if isinstance(value, Path) else value
             for name, value in row.items()
             if name not in known
         }
@@ -136,6 +136,16 @@ def _open(run: RunInfo, step: int) -> tuple["Run", Callable[[int, Row], None]]:
             wandb_run.log({"step": step, **values}, step=step, commit=True)
 
     return wandb_run, log
+
+
+def _medium(path: Path) -> Any:
+    """A picture, or a text as it stands, as W&B shows it."""
+    import wandb
+
+    if path.suffix == ".png":
+        return wandb.Image(str(path))
+    text = html.escape(path.read_text(encoding="utf-8"))
+    return wandb.Html(f"<pre>{text}</pre>", inject=False)
 
 
 def _start(run: RunInfo) -> "Run":
@@ -202,7 +212,7 @@ def _write(work: Work, log: Callable[[int, Row], None], finish: Callable[[int], 
 
 
 def _rows_up_to(folder: Path, step: int) -> Iterator[tuple[int, Row]]:
-    """What `metrics.jsonl` tells up to `step`; pictures that were deleted since are left out."""
+    """What `metrics.jsonl` tells up to `step`; samples that were deleted since are left out."""
     path = folder / NAME
     if not path.exists():
         return

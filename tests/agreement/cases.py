@@ -28,14 +28,16 @@ class Case:
 
 
 def write_examples(path: Path) -> None:
-    """Pictures of four kinds, and sentences of 0 to 6 tokens, padded to 6."""
+    """Pictures of four kinds, and sentences of 0 to 6 tokens, padded to 6; and so before and after."""
     random = np.random.default_rng(0)
     label = random.integers(CLASSES, size=EXAMPLES)
     kinds = random.standard_normal((CLASSES, 1, 8, 8))
     image = np.tanh(kinds[label] + 0.5 * random.standard_normal((EXAMPLES, 1, 8, 8)))
     token = random.integers(VOCABULARY, size=(EXAMPLES, 6))
     length = random.integers(7, size=EXAMPLES)
-    np.savez(path, image=image, label=label, token=token, length=length)
+    between = {"before": token[:, :-1], "after": token[:, 1:]}
+    counts = (np.arange(1, 6) < length[:, None]).astype(float)  # whether `after` is still in the sentence
+    np.savez(path, image=image, label=label, token=token, length=length, **between, counts=counts)
 
 
 def layer(kind: str, **options: Any) -> Table:
