@@ -36,20 +36,10 @@ class Classifier(System):
         return {self.input: "classifier", self.label: None}
 
     def check(self, models: Mapping[str, Model]) -> None:
-        out = output_of(models["classifier"])
-        if out is not None and len(out) != 1:
-            said = f"gives {out}, but must give (classes); end it with a linear layer"
-            raise Wrong("models.classifier", said)
+        check_logits("classifier", models["classifier"])
 
     def check_data(self, models: Mapping[str, Model], fields: Mapping[str, Field]) -> None:
-        label, out = fields[self.label], output_of(models["classifier"])
-        if label.shape or not label.holds_whole_numbers:
-            raise ValueError(f'the labels in "{self.label}" must be single whole numbers, from 0')
-        if out is not None and label.classes is not None and label.classes > out[0]:
-            raise ValueError(
-                f"the data has {label.classes} classes, but models.classifier gives {out[0]}; "
-                f"make its last layer's `out` {label.classes}"
-            )
+        check_labels("classifier", models["classifier"], self.label, fields[self.label])
 
     def classify(self, models: Models, batch: Batch, ops: Ops) -> Loss:
         logits, labels = self.predict(models, batch, ops)
@@ -69,6 +59,25 @@ class Classifier(System):
         if self.loss is not None:
             return ops.call(self.loss, logits, labels, at="system.loss")
         return ops.cross_entropy(logits, labels, smoothing=smoothing)
+
+
+def check_logits(name: str, model: Model) -> None:
+    """Raise ValueError unless a model gives one number a class."""
+    out = output_of(model)
+    if out is not None and len(out) != 1:
+        raise Wrong(f"models.{name}", f"gives {out}, but must give (classes); end it with a linear layer")
+
+
+def check_labels(name: str, model: Model, key: str, label: Field) -> None:
+    """Raise ValueError unless a field of the data holds classes, and the model has as many."""
+    out = output_of(model)
+    if label.shape or not label.holds_whole_numbers:
+        raise ValueError(f'the labels in "{key}" must be single whole numbers, from 0')
+    if out is not None and label.classes is not None and label.classes > out[0]:
+        raise ValueError(
+            f"the data has {label.classes} classes, but models.{name} gives {out[0]}; "
+            f"make its last layer's `out` {label.classes}"
+        )
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
