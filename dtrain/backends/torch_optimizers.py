@@ -3,23 +3,38 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dtrain.backends import torch_lion
 from dtrain.errors import RecipeError
 from dtrain.spec.arguments import call_found
 from dtrain.spec.imports import find
-from dtrain.spec.optimizers import SGD, Adam, AdamW, ImportedOptimizer, Optimizer
+from dtrain.spec.optimizers import (
+    SGD,
+    Adafactor,
+    Adam,
+    AdamW,
+    ImportedOptimizer,
+    Lion,
+    Optimizer,
+    RMSprop,
+)
 from dtrain.spec.trust import EVERYTHING, ImportPathError, Trust
 
 CLASSES: dict[type[Optimizer], Callable[..., torch.optim.Optimizer]] = {
     SGD: torch.optim.SGD,
     Adam: torch.optim.Adam,
     AdamW: torch.optim.AdamW,
+    RMSprop: torch.optim.RMSprop,
+    Adafactor: torch.optim.Adafactor,
+    Lion: torch_lion.Lion,
 }
+FUSIBLE = (SGD, Adam, AdamW)
 FUSED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-COMMON = {"lr", "clip", "schedule"}
+COMMON = {"lr", "clip", "clip_value", "schedule"}
 
 
 def build_optimizer(
@@ -34,9 +49,18 @@ def build_optimizer(
         raise RecipeError(f"models.{name}", "has nothing to train, but has an optimizer", is_key=True)
     if isinstance(spec, ImportedOptimizer):
         return _import(name, spec, parameters, trust)
+    options = _options(spec)
+    if isinstance(spec, FUSIBLE):
+        options["fused"] = all(p.dtype in FUSED and p.device.type in ("cpu", "cuda") for p in own)
+    return CLASSES[type(spec)](own, lr=spec.lr, **options)
+
+
+def _options(spec: Optimizer) -> dict[str, Any]:
+    """What torch's class takes besides the learning rate."""
     options = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec) if f.name not in COMMON}
-    is_fusible = all(p.dtype in FUSED and p.device.type in ("cpu", "cuda") for p in own)
-    return CLASSES[type(spec)](own, lr=spec.lr, fused=is_fusible, **options)
+    if isinstance(spec, Adafactor):
+        options["eps"] = (options.pop("eps1"), options.pop("eps2"))
+    return options
 
 
 def _import(

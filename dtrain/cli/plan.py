@@ -58,7 +58,8 @@ def phase_lines(recipe: Recipe) -> list[str]:
 def rate_text(recipe: Recipe, name: str) -> str:
     """An optimizer in a few words."""
     optimizer = recipe.optimizers[name]
-    clip = f", clip {optimizer.clip:g}" if optimizer.clip is not None else ""
+    limits = {"clip_value": optimizer.clip_value, "clip": optimizer.clip}
+    clip = "".join(f", {name} {limit:g}" for name, limit in limits.items() if limit is not None)
     kind = optimizer.kind or getattr(optimizer, "path", "")
     schedule = optimizer.schedule
     return f"{kind} lr {optimizer.lr:g} {getattr(schedule, 'path', schedule.kind)}{clip}"

@@ -59,7 +59,7 @@ class AcceleratedEngine:
         self.half = HALF.get(precision)
         self.needs_scaler = precision == "fp16"
         self.scalers: dict[str, torch.amp.GradScaler] = {}  # by phase, as its models step together
-        self.clips = {name: spec.clip for name, spec in optimizers.items()}
+        self.clips = {name: (spec.clip_value, spec.clip) for name, spec in optimizers.items()}
         self.ops = TorchOps(self.device, self.dtype, trust)
         self.bare: dict[str, nn.Module] = {}
         self.wrapped: dict[str, nn.Module] = {}
@@ -302,16 +302,20 @@ class AcceleratedEngine:
     def _step(
         self, names: Sequence[str], update: Update, scaler: torch.amp.GradScaler | None
     ) -> dict[str, Tensor]:
-        """Clip, set the rate, step, clear: one model after the other."""
+        """Clip, set the rate, step, clear: one model after the other. The norms are those before clipping."""
         norms = {}
         for name in names:
-            optimizer, parameters, clip = self.optimizers[name], self.parameters[name], self.clips[name]
+            optimizer, parameters = self.optimizers[name], self.parameters[name]
+            highest, longest = self.clips[name]
             if scaler is not None:
                 scaler.unscale_(optimizer)
-            if clip is not None or update.measure:
-                norms[name] = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            if clip is not None:
-                nn.utils.clip_grads_with_norm_(parameters, clip, norms[name])
+            if update.measure or (longest is not None and highest is None):
+                norms[name] = norm = _norm(parameters)
+            if highest is not None:
+                nn.utils.clip_grad_value_(parameters, highest)
+            if longest is not None:
+                norm = norm if highest is None else _norm(parameters)
+                nn.utils.clip_grads_with_norm_(parameters, longest, norm)
             self.optimizers.set(name, update.settings[name])
             if scaler is not None:
                 scaler.step(optimizer)
@@ -370,6 +374,11 @@ class AcceleratedEngine:
         """Averages are of weights alone: running statistics are the model's own."""
         for average, own in zip(self.averages[name].buffers(), self.bare[name].buffers(), strict=True):
             average.copy_(own)
+
+
+def _norm(parameters: Sequence[Tensor]) -> Tensor:
+    """The global norm of what gradients there are."""
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def _detached(logs: Logs) -> Logs:

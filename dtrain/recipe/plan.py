@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dtrain.recipe.values import Recipe
-from dtrain.spec.models import ModelSpec
-from dtrain.spec.optimizers import SGD, Optimizer
+from dtrain.spec.blocks import parameters
+from dtrain.spec.initial import Shape
+from dtrain.spec.models import Model, ModelSpec
+from dtrain.spec.optimizers import SGD, Adafactor, Lion, Optimizer, RMSprop
 from dtrain.spec.table import Imported
 from dtrain.systems.base import steps_for
 
@@ -54,7 +56,7 @@ def plan_memory(recipe: Recipe) -> Memory | None:
     return Memory(
         weights=size * sum(counts.values()),
         gradients=size * max((counts[name] for name in trained), default=0),
-        optimizers=size * sum(counts[name] * moments(recipe.optimizers[name]) for name in trained),
+        optimizers=size * sum(numbers_kept(recipe.optimizers[name], recipe.models[name]) for name in trained),
         averages=size * sum(counts[name] for name in recipe.averages),
         activations=half * outputs * recipe.train.micro,
     )
@@ -74,8 +76,26 @@ def parameter_counts(recipe: Recipe) -> Mapping[str, int] | None:
     return {name: model.parameter_count() for name, model in known.items()}
 
 
-def moments(optimizer: Optimizer) -> int:
-    """How many numbers an optimizer keeps for each parameter; two are assumed of an imported one."""
-    if isinstance(optimizer, SGD):
-        return 1 if optimizer.momentum else 0
-    return 2
+def numbers_kept(optimizer: Optimizer, model: Model) -> int:
+    """How many numbers an optimizer keeps of a model without anything imported."""
+    assert isinstance(model, ModelSpec)
+    return sum(kept(optimizer, p.shape) for p in parameters(model.layers, model.input).values())
+
+
+def kept(optimizer: Optimizer, shape: Shape) -> int:
+    """How many numbers an optimizer keeps for a parameter; of an imported one twice as many are assumed.
+
+    A count of the steps is left out.
+    """
+    size = math.prod(shape)
+    match optimizer:
+        case SGD():
+            return size if optimizer.momentum else 0
+        case RMSprop():
+            return size * (1 + bool(optimizer.momentum) + optimizer.centered)
+        case Adafactor() if len(shape) > 1:
+            return size // shape[-1] + size // shape[-2]
+        case Adafactor() | Lion():
+            return size
+        case _:
+            return 2 * size

@@ -182,6 +182,8 @@ class Decoder:
             return self._imported(family.imported, name, rest, place)
         if name in family.kinds:
             return self.table(family.kinds[name], rest, place, family)
+        if reason := family.refused.get(name.lower()):
+            return self._refuse((*place, "kind"), f"{name} {reason}; {_kinds_in_words(family)}")
         near = self._nearest(name, family.kinds)
         module, dot, attribute = name.rpartition(".")
         if near is None and dot and family.imported and not attribute.startswith("py"):

@@ -138,13 +138,21 @@ class OneOf:
     """Annotates a field that holds one of the kinds of a family, told apart by its key `kind`.
 
     An import path becomes an `imported`, if there may be one; its fields but `path` and `arguments` are keys
-    of ours among the arguments. A table without `kind` is an `otherwise`, where there is one.
+    of ours among the arguments. A table without `kind` is an `otherwise`, where there is one. Kinds that
+    many know and that are `refused` have a reason each, in small letters.
     """
 
-    def __init__(self, base: type, imported: type | None = Imported, otherwise: type | None = None):
+    def __init__(
+        self,
+        base: type,
+        imported: type | None = Imported,
+        otherwise: type | None = None,
+        refused: Mapping[str, str] = MappingProxyType({}),
+    ):
         self.base = base
         self.imported = imported
         self.otherwise = otherwise
+        self.refused = refused
 
     @property
     def kinds(self) -> dict[str, type]:

@@ -171,6 +171,16 @@ ADAM = {"kind": "adam", "lr": 2e-3, "betas": [0.5, 0.9], "clip": 0.5}
 SGD = {"kind": "sgd", "lr": 0.02, "momentum": 0.9, "clip": 0.4}
 NESTEROV = {**SGD, "nesterov": True, "weight_decay": 1e-2}
 ADAMW = {"kind": "adamw", "lr": 5e-3, "weight_decay": 0.1, "clip": 0.5, "schedule": FALL}
+RMSPROP = {"kind": "rmsprop", "lr": 1e-3, "alpha": 0.9, "momentum": 0.5, "centered": True, "clip_value": 0.01}
+ADAFACTOR = {
+    "kind": "adafactor",
+    "lr": 0.05,
+    "eps1": 1e-8,
+    "eps2": 1e-2,
+    "weight_decay": 0.01,
+    "schedule": FALL,
+}
+LION = {"kind": "lion", "lr": 1e-3, "weight_decay": 0.1, "clip_value": 0.02, "clip": 0.1, "schedule": FALL}
 BOTH_ADAM = {"generator": {**ADAM, "schedule": FALL}, "discriminator": ADAM}
 MAIN_GAN = {"loss": "non_saturating", "optimizers": BOTH_ADAM}
 MAIN_CLASSIFIER = {"optimizer": ADAMW, "label_smoothing": 0.1}
@@ -194,6 +204,9 @@ CASES: Mapping[str, Case] = {
             {"kind": "adam", "lr": 3e-3, "weight_decay": 0.05, "schedule": {"kind": "constant", "warmup": 7}}
         )
     ),
+    "classifier, rmsprop": Case(classifier(RMSPROP)),
+    "classifier, adafactor": Case(classifier(ADAFACTOR)),
+    "classifier, lion": Case(classifier(LION)),
     "classifier, imported optimizer": Case(
         classifier({"kind": "torch.optim:NAdam", "lr": 2e-3, "momentum_decay": 0.01, "clip": 0.5})
     ),

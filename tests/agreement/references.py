@@ -5,6 +5,7 @@ come from torch.autograd.grad and are summed by hand: nothing is ever frozen, wr
 """
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,12 +23,46 @@ from dtrain.spec.keys import seed_of
 Numbers = dict[str, np.ndarray]
 Terms = dict[str, Tensor]
 ORDER = Order(EXAMPLES, BATCH, MICRO, SEED)
+
+
+class PlainLion(torch.optim.Optimizer):
+    """Lion, a parameter at a time, as its paper writes it."""
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            (first, second), rate, decay = group["betas"], group["lr"], group["weight_decay"]
+            for parameter in group["params"]:
+                slope = parameter.grad
+                mean = self.state[parameter].setdefault("exp_avg", torch.zeros_like(parameter))
+                direction = (first * mean + (1 - first) * slope).sign()
+                parameter -= rate * (direction + decay * parameter)
+                mean.copy_(second * mean + (1 - second) * slope)
+
+
+def adafactor(parameters: Any, *, lr: float, eps1: float, eps2: float, **options: Any) -> Any:
+    return torch.optim.Adafactor(parameters, lr=lr, eps=(eps1, eps2), foreach=False, **options)
+
+
+def lion(parameters: Any, **options: Any) -> Any:
+    return PlainLion(parameters, {"betas": (0.9, 0.99)} | options)
+
+
+def one_by_one(cls: Any) -> Any:
+    """Without torch's kernels for many tensors at once."""
+    return functools.partial(cls, foreach=False)
+
+
 OPTIMIZERS = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "torch.optim:NAdam": torch.optim.NAdam,
+    "sgd": one_by_one(torch.optim.SGD),
+    "adam": one_by_one(torch.optim.Adam),
+    "adamw": one_by_one(torch.optim.AdamW),
+    "rmsprop": one_by_one(torch.optim.RMSprop),
+    "adafactor": adafactor,
+    "lion": lion,
+    "torch.optim:NAdam": one_by_one(torch.optim.NAdam),
 }
+OF_DTRAIN = ("kind", "clip", "clip_value", "schedule")
 
 
 def classifier() -> nn.Module:
@@ -125,8 +160,9 @@ class Reference:
         self.step = self.number = 0  # steps and updates done
 
     def optimizer(self, name: str, rule: Mapping[str, Any]) -> torch.optim.Optimizer:
-        options = {key: value for key, value in rule.items() if key not in ("kind", "clip", "schedule")}
-        return OPTIMIZERS[rule["kind"]](self.models[name].parameters(), foreach=False, **options)
+        options = {key: value for key, value in rule.items() if key not in OF_DTRAIN}
+        made: torch.optim.Optimizer = OPTIMIZERS[rule["kind"]](self.models[name].parameters(), **options)
+        return made
 
     def micro_batches(self) -> Iterator[tuple[Tensor, float]]:
         """Indices of each micro-batch of this update and its share of the update; its draws are seeded."""
@@ -166,8 +202,12 @@ class Reference:
         for name, own in parameters.items():
             for parameter in own:
                 parameter.grad = next(slopes)
-            limit = self.rules[name].get("clip", math.inf)
-            self.now[f"{name}/grad_norm"] = float(nn.utils.clip_grad_norm_(own, limit))
+            slope = torch.cat([each.grad.flatten() for each in own])
+            self.now[f"{name}/grad_norm"] = float(slope.norm())
+            highest, longest = (self.rules[name].get(key, math.inf) for key in ("clip_value", "clip"))
+            for parameter in own:
+                parameter.grad.clamp_(-highest, highest)
+            nn.utils.clip_grad_norm_(own, longest)
             for group in self.optimizers[name].param_groups:
                 group["lr"] = self.rules[name]["lr"] * rate(self.rules[name].get("schedule"), self.step)
             self.optimizers[name].step()
