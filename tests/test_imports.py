@@ -127,6 +127,24 @@ for arguments in commands:
         assert "pydantic" not in sys.modules, "help needs no recipe"
 """
 
+TEXT = """\
+name = "text"
+[system]
+kind = "language_model"
+[models.language_model]
+input = [4]
+layers = [{ kind = "embedding", size = 256, out = 2 }, { kind = "linear", out = 256 }]
+[optimizers."*"]
+kind = "adam"
+lr = 0.1
+[data]
+kind = "text"
+path = "text.toml"
+length = 4
+[train]
+steps = 1
+batch_size = 1
+"""
 FOLDERS = """\
 kind = "images"
 path = "pictures"
@@ -136,7 +154,7 @@ channels = 1
 
 
 def on_every_kind_of_data(gan: Path) -> list[Path]:
-    """The recipe as it is, on arrays; the same on tensors, and on folders of pictures."""
+    """The recipe as it is, on arrays; the same on tensors, on folders of pictures; one on a text."""
     arrays = 'kind = "arrays"\npath = "pictures.npz"\n'
     assert arrays in gan.read_text()
     for part, label in itertools.product(("train", "test"), "ab"):
@@ -149,7 +167,9 @@ def on_every_kind_of_data(gan: Path) -> list[Path]:
     tensors.write_text(gan.read_text().replace("pictures.npz", "pictures.safetensors"))
     with np.load(gan.with_name("pictures.npz")) as stored:
         save_file(dict(stored), gan.with_name("pictures.safetensors"))
-    return [gan, images, tensors]
+    text = gan.with_name("text.toml")
+    text.write_text(TEXT)
+    return [gan, images, tensors, text]
 
 
 def test_help_check_and_show_import_no_heavy_library(gan: Path) -> None:

@@ -139,6 +139,19 @@ def test_the_console_prints_plain_aligned_lines_to_a_pipe(tmp_path, capsys):
     assert len(lines) == 1 + 6 + 3 * 3 + 1
 
 
+def test_the_console_shows_how_a_text_begins_and_carries_out_nothing_in_it(tmp_path, capsys):
+    path = tmp_path / "samples" / "text.txt"
+    path.parent.mkdir()
+    path.write_text("It is\x1b[31m red\n" + "\n".join(f"line {number}" for number in range(2, 30)))
+    with open_trackers(["console", "jsonl"], run_in(tmp_path), 0) as observe:
+        observe(Sampled(4, {}, {"model": path}))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "step 4/0  model in samples/text.txt"
+    assert lines[1:] == ["    It is\\u001b[31m red", *(f"    line {number}" for number in range(2, 9))]
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert line == {"step": 4, "model": "samples/text.txt"}
+
+
 def test_the_console_draws_a_bar_on_a_terminal(tmp_path):
     code = (
         "from pathlib import Path; from tests.test_track import *\n"

@@ -142,6 +142,20 @@ def test_a_run_without_a_key_is_kept_offline_with_its_config_and_without_a_word(
     assert (log.parent / "files" / name).read_bytes() == (tmp_path / "run" / "20.png").read_bytes()
 
 
+def test_texts_stand_in_the_row_of_their_step_as_they_were_written(tmp_path, environment):
+    draw = """
+if done == 20:
+    (folder / "20.txt").write_text("<b> & Ж")
+    observe(Sampled(done, {}, {"text": folder / "20.txt"}))
+"""
+    live(environment, tmp_path / "run", 0, 40, every_step=draw)
+    (row,) = (row for row in rows(environment, tmp_path / "run") if "text.path" in row)
+    (log,) = find_logs(tmp_path / "run" / "wandb", "run1")
+    assert (row["step"], row["text._type"]) == (20, "html-file")
+    page = (log.parent / "files" / row["text.path"]).read_text(encoding="utf-8")
+    assert page == "<pre>&lt;b&gt; &amp; Ж</pre>"
+
+
 def test_our_reader_finds_what_wandb_finds(tmp_path, environment):
     live(environment, tmp_path / "run", 0, 600)
     logs = find_logs(tmp_path / "run" / "wandb", "run1")
