@@ -88,7 +88,7 @@ def make_update(
         phase=phase,
         key=(run.recipe.seed, "update", number),
         step=run.step,
-        total=run.total,
+        pace=run.pace,
         size=size,
         micro_batches=-(-size // run.recipe.train.micro),
         settings=settings,

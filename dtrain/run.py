@@ -26,11 +26,13 @@ from dtrain.engines.base import Engine
 from dtrain.engines.launcher import contradictions
 from dtrain.engines.world import World, read_world
 from dtrain.errors import CheckpointError, DataError, DtrainError, LaunchError, RecipeError
-from dtrain.recipe.fit import check_fields, check_shares
+from dtrain.recipe.fit import check_fields, check_schedules, check_shares
+from dtrain.recipe.plan import pace_of
 from dtrain.recipe.values import Recipe
 from dtrain.recipe.write import encode, to_toml
+from dtrain.spec.lengths import Pace
 from dtrain.spec.trust import EVERYTHING, Trust
-from dtrain.systems.base import System, steps_for
+from dtrain.systems.base import System
 from dtrain.track import RunInfo, open_trackers
 
 PATIENCE = timedelta(minutes=30)  # of a rank for a late one; evaluating and saving included
@@ -52,7 +54,7 @@ class Run:
     evaluation: Loader | None  # None where the data has no part for it
     schedules: Schedules
     place: Place
-    total: int  # steps
+    pace: Pace  # how long it is, and what lengths in epochs come to
     environment: Mapping[str, Any]  # versions, device and world, for the manifest
     data: Mapping[str, Any]  # how many examples of what shapes; a resume needs the same
     step: int = 0
@@ -60,6 +62,11 @@ class Run:
     skipped: int = 0  # updates whose numbers were not finite
     skipped_in_a_row: int = 0  # of them, those since the last that was not
     resources: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run."""
+        return self.pace.total
 
     @property
     def folder(self) -> Path:
@@ -119,8 +126,9 @@ def setup(
         assert isinstance(system, System)
         order = Order(len(examples), recipe.train.batch_size, recipe.train.micro, recipe.seed)
         check_shares(recipe, len(examples), engine.world)
-        updates = (recipe.train.epochs or 0) * order.updates_per_epoch
-        total = recipe.train.steps or steps_for(system.phases(), updates)
+        pace = pace_of(recipe.train, system, len(examples))
+        assert pace is not None
+        check_schedules(recipe, pace)
         run = Run(
             recipe=recipe,
             system=system,
@@ -130,9 +138,9 @@ def setup(
             evaluation=None
             if evaluation is None
             else stack.enter_context(_sweep(evaluation, recipe, engine)),
-            schedules=agreed(engine, lambda: Schedules(recipe.optimizers, total, trust=trust)),
+            schedules=agreed(engine, lambda: Schedules(recipe.optimizers, pace, trust=trust)),
             place=Place(Path(), None),
-            total=total,
+            pace=pace,
             environment=_environment(engine),
             data={
                 "examples": len(examples),

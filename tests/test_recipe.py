@@ -19,8 +19,8 @@ from dtrain.spec.blocks import Layers
 from dtrain.spec.decode import decoded
 from dtrain.spec.layers import Layer
 from dtrain.spec.optimizers import Optimizer
-from dtrain.spec.schedules import Schedule
-from dtrain.spec.table import KINDS
+from dtrain.spec.schedules import RateSchedule
+from dtrain.spec.table import OneOf
 from dtrain.systems.base import System
 
 EVERY_LAYER: dict[str, dict[str, Any]] = {  # of each kind a table with every key
@@ -59,8 +59,16 @@ EVERY_OPTIMIZER: dict[str, dict[str, Any]] = {
 EVERY_SCHEDULE: dict[str, dict[str, Any]] = {
     "constant": {"warmup": 3},
     "linear": {"warmup": 3, "floor": 0.1},
-    "cosine": {"warmup": 3, "floor": 0.1},
-}
+    "cosine": {"warmup": {"epochs": 0.5}, "floor": 0.1},
+    "step": {"milestones": [2, {"examples": 20}], "factor": 0.5, "warmup": 1},
+    "exponential": {"factor": 0.5, "every": {"share": 0.25}, "warmup": 1},
+    "one_cycle": {"rise": {"share": 0.5}, "start": 0.1, "floor": 0.01, "shape": "linear"},
+    "warmup_stable_decay": {"warmup": 1, "decay": 2, "floor": 0.1, "shape": "exponential"},
+    "sequence": {"parts": [{"length": 2, "schedule": {"kind": "constant", "warmup": 1}, "factor": 0.5},
+                           {"schedule": {"kind": "cosine", "warmup": 0, "floor": 0.1}, "factor": 1.0}]},
+    "plateau": {"monitor": "evaluate/loss", "mode": "max", "factor": 0.5, "patience": 1, "threshold": 0.1,
+                "cooldown": 1, "floor": 0.01, "warmup": 1},
+}  # fmt: skip
 
 
 def tables_of(rows: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -82,13 +90,14 @@ def test_a_shipped_recipe_comes_back_as_it_was(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "family"),
-    [(EVERY_LAYER, Layer), (EVERY_OPTIMIZER, Optimizer), (EVERY_SCHEDULE, Schedule)],
+    [(EVERY_LAYER, Layer), (EVERY_OPTIMIZER, Optimizer), (EVERY_SCHEDULE, RateSchedule)],
     ids=["layers", "optimizers", "schedules"],
 )
 def test_every_kind_has_a_row(rows: Mapping[str, Any], family: type) -> None:
-    assert set(rows) == set(KINDS[family])
+    kinds = OneOf(family).kinds
+    assert set(rows) == set(kinds)
     for kind, row in rows.items():
-        fields = {field.name for field in dataclasses.fields(KINDS[family][kind])}
+        fields = {field.name for field in dataclasses.fields(kinds[kind])}
         assert row.keys() <= fields
 
 

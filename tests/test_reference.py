@@ -19,7 +19,7 @@ from dtrain.recipe.values import Recipe
 from dtrain.spec.decode import fields_of, own_keys
 from dtrain.spec.layers import ImportedLayer
 from dtrain.spec.optimizers import ImportedOptimizer
-from dtrain.spec.schedules import ImportedSchedule
+from dtrain.spec.rates import ImportedSchedule
 from dtrain.spec.table import KINDS
 
 ROOT = Path(dtrain.__file__).parents[1]

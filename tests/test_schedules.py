@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from dtrain.engines.torch_state import Optimizers
 from dtrain.errors import RecipeError
 from dtrain.events import Evaluated, Stepped
 from dtrain.spec.decode import decoded
+from dtrain.spec.lengths import Pace
 from dtrain.spec.optimizers import AnyOptimizer
 
 STEPS = 30
+PACE = Pace(STEPS, None, 8, int)  # without data: whole numbers and shares alone
 TORCH = "torch.optim.lr_scheduler:"
 # What evaluations gave: better, worse for long, no number, better again.
 METRICS = [2.0, 1.5, 1.5, 1.6, 1.7, math.nan, 1.2, math.inf, 1.3, 1.25]
@@ -53,6 +56,13 @@ class Halving(LRScheduler):
         for group in self.optimizer.param_groups:
             group["weight_decay"] = 0.01 * self.last_epoch
         return [base / 2 ** (self.last_epoch // self.after) for base in self.base_lrs]
+
+
+class Falling(LRScheduler):
+    """A user's own that ends before the run does."""
+
+    def get_lr(self) -> list[float | Tensor]:
+        return [base * [1.0, 0.5, 0.25, 0.1][self.last_epoch] for base in self.base_lrs]
 
 
 class BestOfTwo(ReduceLROnPlateau):
@@ -159,7 +169,7 @@ def test_a_schedule_moves_an_optimizer_as_in_a_loop_by_hand(
     optimizer = build_optimizer("model", spec, {"weight": ours})
     optimizers, schedules = (
         Optimizers({"model": optimizer}, {"model": ["weight"]}),
-        Schedules({"m": spec}, STEPS),
+        Schedules({"m": spec}, PACE),
     )
     twin = torch.optim.Adam([theirs], lr=0.05, betas=(0.5, 0.9), fused=True)
     if kind == "sgd":
@@ -195,7 +205,7 @@ def test_a_schedule_goes_on_from_what_a_checkpoint_holds(
                 schedules.observe({"evaluate/loss": METRICS[step // 3]})
         return seen
 
-    alone, first, second = (Schedules({"m": spec}, STEPS) for _ in range(3))
+    alone, first, second = (Schedules({"m": spec}, PACE) for _ in range(3))
     before = go(first, 0, 13)
     second.restore(json.loads(json.dumps(first.state(), allow_nan=False)))
     assert before + go(second, 13, STEPS) == go(alone, 0, STEPS)
@@ -203,29 +213,29 @@ def test_a_schedule_goes_on_from_what_a_checkpoint_holds(
 
 
 def test_a_changed_schedule_is_the_one_that_it_would_be_by_now() -> None:
-    first = Schedules({"m": spec_of("adam", part("StepLR", step_size=3))}, STEPS)
+    first = Schedules({"m": spec_of("adam", part("StepLR", step_size=3))}, PACE)
     first.at("m", 20)
     changed = spec_of("adam", part("StepLR", step_size=5, gamma=0.5))
-    resumed, alone = Schedules({"m": changed}, STEPS), Schedules({"m": changed}, STEPS)
+    resumed, alone = Schedules({"m": changed}, PACE), Schedules({"m": changed}, PACE)
     resumed.restore(first.state())
     assert resumed.at("m", 20) == [alone.at("m", step) for step in range(21)][-1]
 
     plateau = {"patience": 0, "monitor": "evaluate/loss"}
-    first = Schedules({"m": spec_of("adam", part("ReduceLROnPlateau", **plateau))}, STEPS)
+    first = Schedules({"m": spec_of("adam", part("ReduceLROnPlateau", **plateau))}, PACE)
     for value in (1.0, 2.0, 3.0):
         first.observe({"evaluate/loss": value})
     assert first.at("m", 9)["lr"] == pytest.approx(0.05 * 0.01)
     gentler = spec_of("adam", part("ReduceLROnPlateau", **plateau, factor=0.5))
     other = spec_of("adam", part("ReduceLROnPlateau", patience=0, monitor="evaluate/accuracy"))
     for spec, factor in ((gentler, 0.25), (other, 1.0), (spec_of("adam", {"kind": "constant"}), 1.0)):
-        resumed = Schedules({"m": spec}, STEPS)
+        resumed = Schedules({"m": spec}, PACE)
         resumed.restore(first.state())
         assert resumed.at("m", 9)["lr"] == pytest.approx(0.05 * factor)
 
 
 def test_a_schedule_of_ones_own_moves_what_it_likes() -> None:
     spec = spec_of("torch.optim:AdamW", {"kind": "test_schedules:Halving", "after": 2})
-    schedules = Schedules({"m": spec}, 6)
+    schedules = Schedules({"m": spec}, replace(PACE, total=6))
     seen = [dict(schedules.at("m", step)) for step in range(6)]
     assert [each["lr"] for each in seen] == [0.05, 0.05, 0.025, 0.025, 0.0125, 0.0125]
     assert [each["weight_decay"] for each in seen] == [0.01 * step for step in range(6)]
@@ -350,6 +360,10 @@ def test_all_ranks_go_by_the_same_evaluations(tmp_path: Path, on_cpu: None) -> N
 
 MONITOR = "schedule.monitor"
 ADAGRAD = 'optimizers.classifier.kind="torch.optim:Adagrad"'
+SHORT_CYCLE = (
+    f'kind = "{TORCH}SequentialLR", milestones = [4], schedulers = ['
+    f'{{ kind = "{TORCH}OneCycleLR", max_lr = 1, total_steps = 3 }}, {{ kind = "{TORCH}ConstantLR" }}]'
+)
 WRONG = [  # schedule, overrides, the key under the optimizer's, what is said of it
     (PLATEAU, (), MONITOR, "goes by a metric of evaluation; monitor ="),
     (f'kind = "{TORCH}StepLR", step_size = 2, {EVALUATED}', (), MONITOR, "goes by steps"),
@@ -362,6 +376,12 @@ WRONG = [  # schedule, overrides, the key under the optimizer's, what is said of
     (f'kind = "{TORCH}StepsLR", step_size = 2', (), "schedule.kind", "StepLR"),
     (f'kind = "{TORCH}StepLR", steps = 2', (), "schedule", "step_size"),
     (f'kind = "{TORCH}OneCycleLR", max_lr = 1, total_steps = 5', (), "schedule", "total_steps = 6 would do"),
+    (
+        SHORT_CYCLE,
+        (),
+        "schedule",
+        "its part of the run has 4; total_steps = 4 would do",
+    ),
     (f'kind = "{TORCH}CyclicLR", base_lr = 1, max_lr = 2', (ADAGRAD,), "schedule", "must support momentum"),
 ]
 
@@ -382,11 +402,10 @@ def test_a_schedule_that_cannot_be_followed_is_a_mistake_before_training(
 
 
 def test_a_schedule_that_fails_in_the_middle_is_told_at_its_place(tmp_path: Path) -> None:
-    parts = [part("OneCycleLR", max_lr=0.1, total_steps=3), part("ConstantLR")]
-    spec = spec_of("adam", part("SequentialLR", schedulers=parts, milestones=[9]))
-    schedules = Schedules({"generator": spec}, 12)
+    spec = spec_of("adam", {"kind": "test_schedules:Falling"})
+    schedules = Schedules({"generator": spec}, replace(PACE, total=12))
     assert schedules.at("generator", 3)["lr"] > 0
-    with pytest.raises(RecipeError, match=r"^optimizers\.generator\.schedule: .*Tried to step 4 times"):
+    with pytest.raises(RecipeError, match=r"^optimizers\.generator\.schedule: .*index out of range"):
         schedules.at("generator", 4)
 
 

@@ -265,6 +265,8 @@ def below(schemas: list[dict[str, Any]], key: str, whole: Any) -> list[dict[str,
 PLACES = {  # where tables stand that have no name of their own
     "a layer": ["models", "any", "layers", "[]"],
     "a schedule": ["optimizers", "any", "schedule"],
+    "a part of a sequence": ["optimizers", "any", "schedule", "parts", "[]"],
+    "a length": ["optimizers", "any", "schedule", "warmup"],
     "an initial value": ["models", "any", "layers", "[]", "initial"],
     "the top of the recipe": [],
 }

@@ -18,9 +18,9 @@ from dtrain.spec.decode import decoded
 from dtrain.spec.initial import Initial
 from dtrain.spec.keys import generator, seed_of
 from dtrain.spec.layers import Layer
+from dtrain.spec.lengths import Pace
 from dtrain.spec.models import ModelSpec
 from dtrain.spec.optimizers import AnyOptimizer, ImportedOptimizer, Optimizer
-from dtrain.spec.schedules import Schedule
 from dtrain.spec.table import KINDS
 
 Row = tuple[dict[str, Any], tuple[int, ...]]  # a layer's table, and a shape that it takes
@@ -415,76 +415,6 @@ def test_a_layer_draws_its_weight_as_its_recipe_says() -> None:
         assert torch.all(module[0].weight == 0.5)
 
 
-# --- schedules ---
-
-
-def with_warmup(warmup: int, after: Callable[[int], float]) -> Callable[[int], float]:
-    return lambda step: min((step + 1) / warmup, 1) * after(max(step - warmup, 0))
-
-
-SCHEDULES: dict[str, list[tuple[dict[str, Any], int, Callable[[int], float]]]] = {  # table, steps, by hand
-    "constant": [({}, 5, lambda step: 1.0), ({"warmup": 3}, 6, with_warmup(3, lambda step: 1.0))],
-    "linear": [
-        ({}, 5, lambda step: 1 - step / 4),
-        ({"floor": 0.5}, 5, lambda step: 1 - 0.5 * step / 4),
-        ({"warmup": 4, "floor": 0.1}, 15, with_warmup(4, lambda after: 1 - 0.9 * after / 10)),
-    ],
-    "cosine": [
-        ({}, 9, lambda step: (1 + math.cos(math.pi * step / 8)) / 2),
-        ({"warmup": 4, "floor": 0.1}, 15,
-         with_warmup(4, lambda after: 0.1 + 0.45 * (1 + math.cos(math.pi * after / 10)))),
-    ],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("kind", "table", "total", "by_hand"),
-    [(kind, *row) for kind, rows in SCHEDULES.items() for row in rows],
-    ids=lambda value: None if callable(value) else str(value),
-)
-def test_a_schedule_follows_its_formula(
-    kind: str, table: dict[str, Any], total: int, by_hand: Callable[[int], float]
-) -> None:
-    schedule: Schedule = decoded(KINDS[Schedule][kind], table)
-    assert [schedule(step, total) for step in range(total)] == pytest.approx(
-        [by_hand(n) for n in range(total)]
-    )
-    beyond = schedule(total + 5, total)
-    assert beyond == pytest.approx(table.get("floor", 1.0 if kind == "constant" else 0.0), abs=1e-12)
-
-
-def test_every_kind_of_schedule_has_a_row() -> None:
-    assert set(SCHEDULES) == set(KINDS[Schedule])
-
-
-def test_schedules_end_where_they_should_even_when_all_is_warm_up_or_one_step() -> None:
-    for kind in KINDS[Schedule]:
-        schedule: Schedule = decoded(KINDS[Schedule][kind], {})
-        assert schedule(0, 1) == 1.0
-        warm: Schedule = decoded(KINDS[Schedule][kind], {"warmup": 10})
-        assert [warm(step, 5) for step in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
-
-
-def test_the_cosine_is_torchs() -> None:
-    schedule: Schedule = decoded(KINDS[Schedule]["cosine"], {"floor": 0.1})
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
-    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=19, eta_min=0.2)
-    for step in range(20):
-        assert 2.0 * schedule(step, 20) == pytest.approx(theirs.get_last_lr()[0])
-        optimizer.step()
-        theirs.step()
-
-
-def test_the_line_is_torchs() -> None:
-    schedule: Schedule = decoded(KINDS[Schedule]["linear"], {"floor": 0.25})
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
-    theirs = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.25, total_iters=19)
-    for step in range(20):
-        assert 2.0 * schedule(step, 20) == pytest.approx(theirs.get_last_lr()[0])
-        optimizer.step()
-        theirs.step()
-
-
 # --- optimizers ---
 
 OPTIMIZERS: dict[str, list[tuple[dict[str, Any], type[torch.optim.Optimizer]]]] = {
@@ -548,5 +478,5 @@ def test_an_imported_optimizer_keeps_dtrains_own_keys_apart() -> None:
         "linear",
         {"eps": 1e-4},
     )
-    schedules = Schedules({"model": spec}, 11)
+    schedules = Schedules({"model": spec}, Pace(11, None, 1, int))
     assert [schedules.at("model", step)["lr"] for step in (0, 5)] == [0.1, pytest.approx(0.05)]

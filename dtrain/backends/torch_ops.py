@@ -1,5 +1,7 @@
 """`Ops` for torch: what each does is said in `dtrain.systems.ops`."""
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -8,7 +10,8 @@ from torch import Tensor
 
 from dtrain.backends.torch_attacks import Function, climb, slope_of
 from dtrain.backends.torch_measures import Measure, build_measure, measured
-from dtrain.spec.schedules import Schedule
+from dtrain.spec.lengths import Pace
+from dtrain.spec.schedules import Schedule, in_steps
 from dtrain.spec.table import Imported
 from dtrain.spec.trust import EVERYTHING, Trust
 
@@ -18,14 +21,15 @@ Axes = int | tuple[int, ...] | None
 class TorchOps:
     """Draws come from the device's default generator, which the engine seeds for every micro-batch.
 
-    `step` is the step of the run, counted from 0, of `total`; the engine keeps it.
+    `step` is the step of the run, counted from 0, and `pace` the run's; the engine keeps them.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, trust: Trust = EVERYTHING):
         self.device = device
         self.dtype = dtype
         self.trust = trust  # of what `call` may import
-        self.step, self.total = 0, 1
+        self.step, self.pace = 0, Pace(total=1, examples=1, batch_size=1, steps_for=int)
+        self._in_steps: Callable[[Schedule, Pace], Schedule] = lru_cache(in_steps)
         self._measures: dict[str, Measure] = {}  # losses and metrics that were imported, by their keys
 
     def normal(self, *shape: int) -> Tensor:
@@ -241,7 +245,7 @@ class TorchOps:
         )
 
     def factor(self, schedule: Schedule) -> float:
-        return schedule(self.step, self.total)
+        return self._in_steps(schedule, self.pace)(self.step, self.pace.total)
 
     def call(self, imported: Imported, prediction: Tensor, target: Tensor, *, at: str) -> Tensor:
         if at not in self._measures:

@@ -2,17 +2,19 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, OneCycleLR, SequentialLR
 
 from dtrain.backends.torch_optimizers import build_optimizer
 from dtrain.errors import RecipeError
 from dtrain.spec.arguments import call
+from dtrain.spec.lengths import Pace
 from dtrain.spec.optimizers import Optimizer
-from dtrain.spec.schedules import ImportedSchedule, Schedule, monitor_problem
+from dtrain.spec.rates import ImportedSchedule, Plateau, monitor_problem
+from dtrain.spec.schedules import Schedule, in_steps
 from dtrain.spec.trust import EVERYTHING, ImportPathError, Trust
 from dtrain.spec.words import nearest
 
@@ -20,25 +22,30 @@ Settings = Mapping[str, Any]  # of an optimizer: "lr", and what else a schedule 
 
 
 class Schedules:
-    """The schedules of a run of `total` steps, by the names of their optimizers.
+    """The schedules of a run of some pace, by the names of their optimizers.
 
     Raises RecipeError where an imported one cannot be had, or does not suit its optimizer or the run.
     """
 
-    def __init__(self, optimizers: Mapping[str, Optimizer], total: int, *, trust: Trust = EVERYTHING):
+    def __init__(self, optimizers: Mapping[str, Optimizer], pace: Pace, *, trust: Trust = EVERYTHING):
         self._at: dict[str, Callable[[int], Settings]] = {}
         self._monitored: dict[str, Monitored] = {}
         for name, spec in optimizers.items():
-            if isinstance(spec.schedule, Schedule):
-                self._at[name] = built_in(spec.lr, spec.schedule, total)
-            elif spec.schedule.monitor is None:
-                scheduler = Scheduler(name, spec, spec.schedule, trust)
-                scheduler.check_length(total)
-                self._at[name] = Stepped(scheduler).at
-            else:
-                scheduler = Scheduler(name, spec, spec.schedule, trust)
-                self._monitored[name] = Monitored(scheduler, spec.schedule.monitor)
-                self._at[name] = self._monitored[name].at
+            place, schedule = f"optimizers.{name}.schedule", spec.schedule
+            if isinstance(schedule, Schedule):
+                self._at[name] = of_steps(spec.lr, in_steps(schedule, pace), pace.total)
+            elif isinstance(schedule, Plateau):
+                plateau = OnPlateau(spec.lr, in_steps(schedule, pace))
+                self._at[name] = plateau.at
+                self._monitored[name] = Monitored(place, schedule.monitor, plateau.observe)
+            elif isinstance(schedule, ImportedSchedule):
+                scheduler = Scheduler(name, spec, schedule, trust)
+                scheduler.check_length(pace.total)
+                if schedule.monitor is None:
+                    self._at[name] = Stepped(scheduler).at
+                else:
+                    self._at[name] = scheduler.at
+                    self._monitored[name] = Monitored(place, schedule.monitor, scheduler.step)
 
     def at(self, name: str, step: int) -> Settings:
         """What an optimizer goes by at `step`, counted from 0; steps are asked for in their order."""
@@ -78,9 +85,27 @@ class Schedules:
                     monitored.observe(float(value))
 
 
-def built_in(lr: float, schedule: Schedule, total: int) -> Callable[[int], Settings]:
+def of_steps(lr: float, schedule: Schedule, total: int) -> Callable[[int], Settings]:
     """A schedule of dtrain's own: a function of the step."""
     return lambda step: {"lr": lr * schedule(step, total)}
+
+
+class OnPlateau:
+    """dtrain's own plateau: a function of the step and of the evaluations so far."""
+
+    def __init__(self, lr: float, schedule: Plateau):
+        self.lr, self.schedule = lr, schedule
+        self.values: list[float] = []
+        self.reached = 1.0
+
+    def at(self, step: int) -> Settings:
+        """The settings at a step, since the last evaluation."""
+        return {"lr": self.lr * self.schedule(step, self.reached)}
+
+    def observe(self, value: float) -> None:
+        """Take note of an evaluation."""
+        self.values.append(value)
+        self.reached = self.schedule.after(self.values)
 
 
 class Scheduler:
@@ -109,8 +134,8 @@ class Scheduler:
         self._check_monitor(schedule.monitor)
         self._note()
 
-    def settings(self) -> Settings:
-        """Whatever it has moved so far, as it is now."""
+    def at(self, step: int) -> Settings:
+        """Whatever it has moved so far, as it is now, at whatever step."""
         return dict(self._moved)
 
     def step(self, *metric: float) -> None:
@@ -122,10 +147,12 @@ class Scheduler:
         self._note()
 
     def check_length(self, total: int) -> None:
-        """Raise RecipeError if it has an end, and the run goes on beyond it."""
-        if isinstance(self.scheduler, OneCycleLR) and self.scheduler.total_steps < total:
-            said = f"{self.path} ends after {self.scheduler.total_steps} steps, and the run has {total}"
-            raise RecipeError(self.place, f"{said}; total_steps = {total} would do")
+        """Raise RecipeError if it has an end, or one inside it, and it is to go on beyond it."""
+        for cycle, steps in cycles(self.scheduler, total):
+            if cycle.total_steps < steps:
+                whole = "the run" if cycle is self.scheduler else "its part of the run"
+                said = f"OneCycleLR ends after {cycle.total_steps} steps, and {whole} has {steps}"
+                raise RecipeError(self.place, f"{said}; total_steps = {steps} would do")
 
     def _check_monitor(self, monitor: str | None) -> None:
         parameters = inspect.signature(self.scheduler.step).parameters.values()
@@ -138,6 +165,20 @@ class Scheduler:
             if key in self._moved or self.group[key] is not value:
                 self._moved[key] = self.group[key]
         self._moved["lr"] = float(self.group["lr"])
+
+
+def cycles(scheduler: Any, steps: int) -> Iterator[tuple[OneCycleLR, int]]:
+    """Every OneCycleLR that this is or holds, with how many of so many steps are its own: it fails beyond."""
+    match scheduler:
+        case OneCycleLR():
+            yield scheduler, steps
+        case ChainedScheduler():
+            for inner in scheduler._schedulers:
+                yield from cycles(inner, steps)
+        case SequentialLR():
+            ends = [*scheduler._milestones, steps]
+            for inner, first, end in zip(scheduler._schedulers, [0, *ends], ends, strict=False):
+                yield from cycles(inner, min(end, steps) - first)
 
 
 class Stepped:
@@ -153,31 +194,26 @@ class Stepped:
         while self.step < step:
             self.scheduler.step()
             self.step += 1
-        return self.scheduler.settings()
+        return self.scheduler.at(step)
 
 
 class Monitored:
-    """A scheduler that is stepped with a metric after every evaluation."""
+    """What is told of a metric after every evaluation, by `tell`."""
 
-    def __init__(self, scheduler: Scheduler, metric: str):
-        self.scheduler = scheduler
-        self.metric = metric
+    def __init__(self, place: str, metric: str, tell: Callable[[float], None]):
+        self.place, self.metric, self.tell = place, metric, tell
         self.values: list[float] = []  # of the metric so far
-
-    def at(self, step: int) -> Settings:
-        """The settings since the last evaluation, at any step."""
-        return self.scheduler.settings()
 
     def check(self, metrics: list[str]) -> None:
         """Raise RecipeError if the metric is not among these."""
         if self.metric not in metrics:
             said = f'"{self.metric}" is not evaluated; there is {", ".join(metrics) or "nothing"}'
             near = nearest(self.metric, metrics)
-            raise RecipeError(f"{self.scheduler.place}.monitor", said, suggestion=near)
+            raise RecipeError(f"{self.place}.monitor", said, suggestion=near)
 
     def observe(self, value: float) -> None:
-        """Step with the metric's value."""
-        self.scheduler.step(value)
+        """Tell the metric's value."""
+        self.tell(value)
         self.values.append(value)
 
     def state(self) -> dict[str, Any]:

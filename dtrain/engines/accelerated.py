@@ -96,7 +96,7 @@ class AcceleratedEngine:
     def update(self, update: Update, batches: Iterable[tuple[MicroBatch, Batch]]) -> Measured:
         names, shares = update.phase.updates, list(batches)
         scaler = self._scaler(update.phase.label)
-        self.ops.step, self.ops.total = update.step, update.total
+        self.ops.step, self.ops.pace = update.step, update.pace
         before = self._loose_values()
         terms: list[tuple[Any, Logs]] = []
         notes: dict[int, Notes] = {}

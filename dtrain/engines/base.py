@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol
 
 from dtrain.data.order import MicroBatch
 from dtrain.data.source import Batch
+from dtrain.spec.lengths import Pace
 from dtrain.systems.base import Array, Logs, Models, Ops, Phase
 
 Key = tuple[int | str, ...]
@@ -42,7 +43,7 @@ class Update:
     phase: Phase
     key: Key  # (seed, "update", number): what is random in it
     step: int  # of the run, counted from 0: what weights of losses go by
-    total: int  # steps of the run
+    pace: Pace  # of the run
     size: int  # examples over all ranks
     micro_batches: int  # their number over all ranks
     settings: Mapping[str, Mapping[str, Any]]  # by model: its "lr", and what else a schedule moves

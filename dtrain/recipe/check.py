@@ -7,8 +7,11 @@ from dtrain.errors import RecipeError
 from dtrain.recipe.mend import roundness
 from dtrain.recipe.parts import Parts
 from dtrain.spec.blocks import LayerError, shape_after
+from dtrain.spec.lengths import Pace
+from dtrain.spec.misfits import misfits
 from dtrain.spec.models import Model, ModelSpec
 from dtrain.spec.optimizers import Optimizer
+from dtrain.spec.schedules import RateSchedule
 from dtrain.spec.table import Wrong
 from dtrain.spec.words import dotted, either, nearest, show
 from dtrain.systems.base import System
@@ -185,10 +188,9 @@ def _counts(model: ModelSpec) -> bool:
         return True
 
 
-def too_long(optimizers: Mapping[str, Optimizer], total: int | None) -> Iterator[RecipeError]:
-    """Warm-ups that are longer than the whole run of `total` steps; None where only the data can tell."""
+def unfit_schedules(optimizers: Mapping[str, Optimizer], pace: Pace | None) -> Iterator[RecipeError]:
+    """Lengths of schedules that do not fit the run; of a run without a pace only the data can tell."""
     for name, optimizer in optimizers.items():
-        warmup = getattr(optimizer.schedule, "warmup", 0)
-        if total is not None and warmup > total:
-            said = f"found {warmup}, but the whole run has {total} steps; at most that would do"
-            yield RecipeError(f"optimizers.{name}.schedule.warmup", said)
+        if pace is not None and isinstance(optimizer.schedule, RateSchedule):
+            for wrong in misfits(optimizer.schedule, pace):
+                yield RecipeError(f"{dotted(('optimizers', name))}.schedule.{wrong.at}", str(wrong))

@@ -10,17 +10,18 @@ from typing import Any
 from dtrain.data.opening import describe
 from dtrain.data.source import Description, Field, Source
 from dtrain.errors import DtrainError, RecipeError, RecipeErrors
-from dtrain.recipe.check import fit, too_long
+from dtrain.recipe.check import fit, unfit_schedules
 from dtrain.recipe.document import Document, at
 from dtrain.recipe.imports import missing_modules
 from dtrain.recipe.locate import located
 from dtrain.recipe.mend import mended
-from dtrain.recipe.plan import total_steps
+from dtrain.recipe.plan import pace_of
 from dtrain.recipe.texts import near_path
 from dtrain.recipe.values import Recipe
 from dtrain.spec.blocks import LayerError
 from dtrain.spec.decode import fields_of
 from dtrain.spec.layers import BatchNorm, ImportedLayer
+from dtrain.spec.lengths import Pace
 from dtrain.spec.models import Model, ModelSpec
 from dtrain.spec.sequence import Embedding
 from dtrain.spec.table import Imported, Wrong
@@ -50,8 +51,8 @@ def check_data(recipe: Recipe, document: Document, processes: int) -> Descriptio
     errors = mended(recipe.models, recipe.system, problems, document)
     examples = recipe.train.batch_size if data is None else data.count
     errors += share_problems(recipe, examples, processes)
-    if recipe.train.steps is None and data is not None:
-        errors += too_long(recipe.optimizers, total_steps(recipe, data.count))
+    if data is not None:
+        errors += unfit_schedules(recipe.optimizers, pace_of(recipe.train, recipe.system, data.count))
     if errors:
         raise located(document, errors)
     return data
@@ -174,6 +175,12 @@ def field_problems(
 def check_shares(recipe: Recipe, examples: int, processes: int) -> None:
     """Raise RecipeErrors if batches do not fit the examples, or leave processes without work."""
     if errors := list(share_problems(recipe, examples, processes)):
+        raise RecipeErrors(errors, recipe.name)
+
+
+def check_schedules(recipe: Recipe, pace: Pace) -> None:
+    """Raise RecipeErrors unless the lengths of schedules fit the run."""
+    if errors := list(unfit_schedules(recipe.optimizers, pace)):
         raise RecipeErrors(errors, recipe.name)
 
 

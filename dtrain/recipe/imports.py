@@ -16,7 +16,7 @@ from dtrain.spec.imports import Role, derives, find, missing_file
 from dtrain.spec.layers import ImportedLayer, Layer
 from dtrain.spec.models import ModelSpec
 from dtrain.spec.optimizers import ImportedOptimizer
-from dtrain.spec.schedules import ImportedSchedule, monitor_problem
+from dtrain.spec.rates import ImportedSchedule, monitor_problem
 from dtrain.spec.table import Imported
 from dtrain.spec.trust import EVERYTHING, ImportPathError, Trust, parse
 from dtrain.spec.words import Place, dotted

@@ -13,8 +13,9 @@ from dtrain.recipe.document import has
 from dtrain.recipe.values import Recipe
 from dtrain.spec.decode import UnknownKey, fields_of, own_keys, split
 from dtrain.spec.layers import Layer
+from dtrain.spec.lengths import Span
 from dtrain.spec.models import ModelSpec
-from dtrain.spec.schedules import Schedule
+from dtrain.spec.schedules import Part, RateSchedule
 from dtrain.spec.table import Imported, OneOf
 from dtrain.spec.words import Place, either, placed
 
@@ -61,7 +62,9 @@ def tables() -> Iterator[tuple[str, type]]:
         if dataclasses.is_dataclass(inner) and isinstance(inner, type) and not is_family:
             yield name, inner
     yield from _family("a layer", OneOf(Layer))
-    yield from _family("a schedule", OneOf(Schedule))
+    yield from _family("a schedule", OneOf(RateSchedule))
+    yield "a part of a sequence", Part
+    yield "a length", Span
     yield "[models.NAME]", ModelSpec
 
 
@@ -131,6 +134,7 @@ def _inside(target: Any, part: int | str, table: Any) -> Any:
                 own = own_keys(note.imported)
                 return own[str(part)][0] if part in own else Imported
             inner = note.kinds.get(str(kind)) or note.otherwise
+    inner = next((arm for arm in arms_of(inner) if dataclasses.is_dataclass(arm)), inner)
     if dataclasses.is_dataclass(inner) and isinstance(inner, type):
         field = fields_of(inner).get(str(part))
         return None if field is None else field[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from dtrain.recipe.check import mistakes, too_long
+from dtrain.recipe.check import mistakes, unfit_schedules
 from dtrain.recipe.compose import compose
 from dtrain.recipe.document import Document, Said, Sayings
 from dtrain.recipe.fit import misfits
@@ -17,6 +17,7 @@ from dtrain.recipe.keys import is_of_shapes, takes_path
 from dtrain.recipe.locate import located
 from dtrain.recipe.once import told_once
 from dtrain.recipe.parts import decode_parts
+from dtrain.recipe.plan import pace_of
 from dtrain.recipe.references import resolve
 from dtrain.recipe.stacks import expand
 from dtrain.recipe.texts import Text, parse
@@ -106,7 +107,8 @@ def from_document(document: Document, *, imports: bool = True, vets: bool = True
     if not document.errors and not any(is_of_shapes(error) for error in errors):
         errors += misfits(parts.values, document)
     if "train" in parts.values:
-        errors += too_long(parts.values.get("optimizers", {}), parts.values["train"].steps)
+        pace = pace_of(parts.values["train"], parts.values.get("system"), None)
+        errors += unfit_schedules(parts.values.get("optimizers", {}), pace)
     if errors:
         raise located(document, errors)
     return _without(parts.recipe(), spread)

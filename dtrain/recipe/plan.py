@@ -3,14 +3,16 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from dtrain.recipe.values import Recipe
+from dtrain.recipe.values import Recipe, Train
 from dtrain.spec.blocks import parameters
 from dtrain.spec.initial import Shape
+from dtrain.spec.lengths import Pace
 from dtrain.spec.models import Model, ModelSpec
 from dtrain.spec.optimizers import SGD, Adafactor, Lion, Optimizer, RMSprop
-from dtrain.spec.table import Imported
-from dtrain.systems.base import steps_for
+from dtrain.systems.base import System, steps_for
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,23 @@ class Memory:
 
 def total_steps(recipe: Recipe, examples: int | None) -> int | None:
     """Steps of the whole run; None where only a run can tell."""
-    if recipe.train.steps is not None:
-        return recipe.train.steps
-    if examples is None or isinstance(recipe.system, Imported):
+    pace = pace_of(recipe.train, recipe.system, examples)
+    return None if pace is None else pace.total
+
+
+def pace_of(train: Train, system: Any, examples: int | None) -> Pace | None:
+    """The pace of a run on so many examples, where they are known; None where only a run can tell its length.
+
+    Of a system that is not imported yet nobody knows how many updates a step makes.
+    """
+    phases = system.phases() if isinstance(system, System) else ()
+    known = examples if isinstance(system, System) else None
+    total = train.steps
+    if total is None and known is not None:
+        total = steps_for(phases, (train.epochs or 0) * -(-known // train.batch_size))
+    if total is None:
         return None
-    updates = (recipe.train.epochs or 0) * -(-examples // recipe.train.batch_size)
-    return steps_for(recipe.system.phases(), updates)
+    return Pace(total, known, train.batch_size, partial(steps_for, phases))
 
 
 def plan_memory(recipe: Recipe) -> Memory | None:

@@ -22,10 +22,12 @@ from dtrain.recipe.write import encode
 from dtrain.spec.decode import ARRAYS, WANTED, fields_of, own_keys, split
 from dtrain.spec.initial import Initial
 from dtrain.spec.layers import ImportedLayer, Layer
+from dtrain.spec.lengths import Span
 from dtrain.spec.models import ModelSpec
 from dtrain.spec.optimizers import ImportedOptimizer, Optimizer
-from dtrain.spec.schedules import ImportedSchedule, Schedule
-from dtrain.spec.table import KINDS, OneOf, Within
+from dtrain.spec.rates import ImportedSchedule
+from dtrain.spec.schedules import Part, RateSchedule
+from dtrain.spec.table import OneOf, Within
 from dtrain.spec.words import either, written
 from dtrain.systems.base import System
 
@@ -35,7 +37,10 @@ FAMILIES = {  # what a table of a family is called
     "Layer": "[layers](#layers)",
     "ModelSpec": "[model](#models)",
     "Optimizer": "[optimizer](#optimizers)",
-    "Schedule": "[schedule](#schedules)",
+    "RateSchedule": "[schedule](#schedules)",
+    "Schedule": "[schedule](#schedules) of steps",
+    "Part": "[part](#sequences)",
+    "Span": "[length](#lengths)",
     "Source": "[source](#data)",
     "System": "[system](#systems)",
     "Imported": "table with an [import path](#imported-kinds)",
@@ -57,7 +62,9 @@ def parts() -> dict[str, str]:
         "layers": "\n".join(family(Layer, ImportedLayer)),
         "initial": "\n".join(family(Initial)),
         "optimizers": "\n".join(family(Optimizer, ImportedOptimizer)),
-        "schedules": "\n".join(family(Schedule, ImportedSchedule)),
+        "schedules": "\n".join(family(RateSchedule, ImportedSchedule)),
+        "parts": rows(Part),
+        "lengths": rows(Span),
         "sources": "\n".join(family(Source)),
         "examples": rows(Reading),
     }
@@ -78,7 +85,7 @@ def family(base: type, imported: type | None = None) -> Iterator[str]:
     shared = list(fields_of(base)) if dataclasses.is_dataclass(base) else []
     if shared:
         yield f"Every one has:\n\n{rows(base)}"
-    for name, cls in KINDS[base].items():
+    for name, cls in OneOf(base).kinds.items():
         yield from _kind(f"`{name}`", cls, [key for key in fields_of(cls) if key not in shared])
     if imported is not None:
         own = [key for key in own_keys(imported) if key not in shared]
@@ -109,8 +116,8 @@ def _kind(title: str, cls: type, keys: list[str]) -> Iterator[str]:
 def default_in_words(cls: type, key: str) -> str:
     """What a key is when it is left out, as a recipe writes it."""
     value = default_of(cls, key)
-    is_table = dataclasses.is_dataclass(value) and not getattr(value, "kind", "")
-    return "" if value is None or value == {} or is_table else f"`{written(encode(value))}`"
+    is_section = cls is Recipe and dataclasses.is_dataclass(value)
+    return "" if value is None or value == {} or is_section else f"`{written(encode(value))}`"
 
 
 def value_in_words(target: Any) -> str:
@@ -137,14 +144,14 @@ def _one_in_words(target: Any) -> str:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         what = _one_in_words(inside[-1])
         return "table" if what == "anything" else f"by name: {what}"
-    if dataclasses.is_dataclass(inner):
-        return "table"
+    if dataclasses.is_dataclass(inner) and isinstance(inner, type):
+        return FAMILIES.get(inner.__name__, "table")
     words = WANTED[inner][1].removeprefix("a ").replace("path, as a string", "path")
     return words + "".join(_bounds_in_words(note) for note in notes if isinstance(note, Within))
 
 
 def _array_in_words(inside: tuple[Any, ...]) -> str:
-    what = _one_in_words(inside[0])
+    what = value_in_words(inside[0])
     many = what.replace("number", "numbers").replace("string", "strings")
     if inside[-1] is ...:
         return f"array of {many}"

@@ -24,7 +24,7 @@ from dtrain.recipe.write import encode
 from dtrain.spec.blocks import Layers
 from dtrain.spec.decode import ARRAYS, fields_of, own_keys, split
 from dtrain.spec.layers import Layer
-from dtrain.spec.table import AtLeastOne, OneOf
+from dtrain.spec.table import KINDS, AtLeastOne, OneOf
 
 IMPORT_PATH = r"^[^:]+:[^\W\d][\w.]*$"
 UNSET: Schema = {"const": "${unset}"}
@@ -122,7 +122,8 @@ class Maker:
         about: Schema = {"description": text} if text else {}
         for note in notes:
             if isinstance(note, OneOf):
-                return self.family(note) | about
+                found = self.family(note)
+                return ({"anyOf": [found]} if "$ref" in found else found) | about
         arms = arms_of(target)
         if len(arms) == 1 and arms[0] is not target:
             return self.value(arms[0], text, default)
@@ -138,7 +139,28 @@ class Maker:
             about["default"] = encode(default)
         if len(arms) == 1 and typing.get_origin(inner) in ARRAYS:
             return about | self._array(inner, notes)
-        return single(target, about)
+        tables = [arm for arm in arms if dataclasses.is_dataclass(arm)]
+        return self._number_or_table(arms[0], tables[0], about) if tables else single(target, about)
+
+    def _number_or_table(self, number: Any, cls: Any, about: Schema) -> Schema:
+        """A single value, or a table in its place: a length in steps, or in epochs."""
+        shown = {key: {"description": text} for key, text in descriptions(cls).items()}
+        return {
+            **about,
+            "type": ["object", "number", "string"],
+            "properties": shown,
+            "if": {"type": "object"},
+            "then": self._named(cls),
+            "else": single(number, {}),
+        }
+
+    def _named(self, cls: type) -> Schema:
+        """A table that stands in several places, by its name."""
+        name = f"{'part.' * self.is_part}table.{cls.__name__.lower()}"
+        if name not in self.made:
+            self.made[name] = {}  # it may hold itself
+            self.made[name] = {"description": paragraphs(cls)[0]} | referable("object") | self.table(cls)
+        return {"$ref": f"#/$defs/{name}"}
 
     def family(self, family: OneOf) -> Schema:
         """A table of one of several kinds."""
@@ -171,15 +193,16 @@ class Maker:
             if isinstance(note, OneOf):
                 self.family(note)
                 return {"$ref": f"#/$defs/{self._name(note)}"}
-        return self.value(target)
+        is_table = dataclasses.is_dataclass(target) and isinstance(target, type)
+        return self._named(target) if is_table else self.value(target)
 
     def _checked(self, family: OneOf, name: str) -> Schema:
         """What is demanded of the tables of a family, by their `kind`."""
         tables = self._tables(family)
-        for kind, table in tables.items():
-            self.made[f"{name}.{kind}"] = table
+        names = {kind: f"{self._name(OneOf(_home(family, kind)))}.{kind}" for kind in tables}
+        self.made |= {names[kind]: table for kind, table in tables.items()}
         rules: list[Schema] = [
-            {"if": _has_kind({"const": kind}), "then": {"$ref": f"#/$defs/{name}.{kind}"}} for kind in tables
+            {"if": _has_kind({"const": kind}), "then": {"$ref": f"#/$defs/{names[kind]}"}} for kind in tables
         ]
         if family.otherwise is not None:
             without = self._part_of_model() if self.is_part else self.table(family.otherwise)
@@ -265,6 +288,12 @@ class Maker:
 
 def _required(fields: Mapping[str, tuple[Any, bool]]) -> list[str]:
     return [key for key, (_, is_required) in fields.items() if is_required]
+
+
+def _home(family: OneOf, kind: str) -> type:
+    """The family that a kind itself belongs to; it may lie inside another one."""
+    homes = (base for base, kinds in KINDS.items() if kind in kinds and issubclass(base, family.base))
+    return next(homes, family.base)
 
 
 def _has_kind(schema: Schema) -> Schema:

@@ -11,7 +11,7 @@ from dtrain.recipe.values import Recipe
 from dtrain.spec.imports import written_path
 from dtrain.spec.layers import ImportedLayer
 from dtrain.spec.optimizers import ImportedOptimizer
-from dtrain.spec.schedules import ImportedSchedule
+from dtrain.spec.rates import ImportedSchedule
 from dtrain.spec.table import Imported
 
 

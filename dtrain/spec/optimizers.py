@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from dtrain.spec.schedules import AnySchedule, Constant
+from dtrain.spec.rates import AnySchedule
+from dtrain.spec.schedules import Constant
 from dtrain.spec.table import (
     Above0,
     BelowOne,

@@ -156,5 +156,6 @@ class OneOf:
 
     @property
     def kinds(self) -> dict[str, type]:
-        """The kinds by name."""
-        return KINDS.get(self.base, {})
+        """The kinds by name; those of a family inside it too."""
+        families = (kinds for base, kinds in KINDS.items() if issubclass(base, self.base))
+        return {name: cls for kinds in families for name, cls in kinds.items()}
