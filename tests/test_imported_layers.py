@@ -81,12 +81,17 @@ def test_first_weights_of_an_imported_layer_depend_on_its_place_alone() -> None:
     dropout = {"kind": "torch.nn:RReLU"}
     inside = {"kind": "residual", "layers": [relu, conv]}
     twice = {"kind": "repeat", "times": 2, "layers": [conv]}
+    skip = {"kind": "skip", "layers": [relu, conv]}
     wide = {"kind": "conv", "out": 2, "kernel": 1}
     states = []
     for first in (relu, dropout, wide):
-        spec = spec_of([first, conv, inside, twice], (2, 6, 6))
+        spec = spec_of([first, conv, inside, twice, skip], (2, 6, 6))
         states.append(build_model("net", spec, seed=3).state_dict())
-    names = [f"{place}.{of}" for place in ("1", "2.layers.1", "3.0.0", "3.1.0") for of in ("weight", "bias")]
+    names = [
+        f"{place}.{of}"
+        for place in ("1", "2.layers.1", "3.0.0", "3.1.0", "4.layers.1")
+        for of in ("weight", "bias")
+    ]
     assert list(states[0]) == names
     assert spec.parameter_count() == 6  # of its own layers
     assert spec.imports_layers

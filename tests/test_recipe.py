@@ -49,6 +49,7 @@ EVERY_LAYER: dict[str, dict[str, Any]] = {  # of each kind a table with every ke
     "attention": {"heads": 2, "causal": False, "rotary": True},
     "gru": {"out": 3},
     "residual": {"layers": [{"kind": "flatten"}]},
+    "skip": {"layers": [{"kind": "activation", "function": "relu"}]},
     "repeat": {"times": 2, "layers": [{"kind": "repeat", "times": 1, "layers": [{"kind": "flatten"}]}]},
 }
 EVERY_OPTIMIZER: dict[str, dict[str, Any]] = {

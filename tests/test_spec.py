@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from torch import nn
 from dtrain.backends.torch_backend import build_model
 from dtrain.backends.torch_optimizers import build_optimizer
 from dtrain.backends.torch_schedules import Schedules
-from dtrain.spec.blocks import LayerError
+from dtrain.spec.blocks import Block, LayerError
 from dtrain.spec.decode import decoded
 from dtrain.spec.initial import Initial
 from dtrain.spec.keys import generator, seed_of
@@ -79,6 +79,11 @@ LAYERS: dict[str, list[Row]] = {
         ({"layers": [{"kind": "linear", "out": 4}]}, (3,)),
         ({"layers": [{"kind": "linear", "out": 4}]}, (5, 3)),
         ({"layers": [{"kind": "conv", "out": 4, "kernel": 3, "stride": 2, "padding": 1}]}, (3, 9)),
+    ],
+    "skip": [
+        ({"layers": [{"kind": "conv", "out": 5, "kernel": 3, "padding": 1}]}, (3, 6, 6)),
+        ({"layers": [{"kind": "linear", "out": 4}]}, (3,)),
+        ({"layers": [{"kind": "skip", "layers": [{"kind": "dropout", "rate": 0}]}]}, (3, 4, 6)),
     ],
     "repeat": [
         ({"times": 3, "layers": [{"kind": "linear", "out": 4}, {"kind": "batch_norm"}]}, (3,)),
@@ -210,7 +215,9 @@ def test_a_layer_computes_what_its_twin_in_torch_does(
 
 
 def test_every_kind_of_layer_but_the_blocks_has_a_twin() -> None:
-    assert {table["kind"] for table, _, _ in TWINS} == set(KINDS[Layer]) - {"residual", "repeat"}
+    assert {table["kind"] for table, _, _ in TWINS} == set(KINDS[Layer]) - {
+        block.kind for block in get_args(Block)
+    }
 
 
 @pytest.mark.parametrize(
@@ -236,6 +243,14 @@ def test_a_residual_adds_its_input_projected_only_where_shapes_differ(
         assert type(residual.projection) is projection
         assert residual.projection.bias is None
         assert torch.equal(residual(x), residual.projection(x) + residual.layers(x))
+
+
+def test_a_skip_joins_its_input_and_what_becomes_of_it() -> None:
+    inside = {"kind": "conv", "out": 5, "kernel": 3, "padding": 1}
+    skip = module_of(model_of([{"kind": "skip", "layers": [inside]}], (3, 6, 6)))[0]
+    x = torch.randn(2, 3, 6, 6)
+    assert torch.equal(skip(x)[:, :3], x)
+    assert torch.equal(skip(x)[:, 3:], skip.layers(x))
 
 
 def test_repeated_layers_have_parameters_of_their_own() -> None:
@@ -268,6 +283,8 @@ MISFITS: list[tuple[str, dict[str, Any], tuple[int, ...], str]] = [
     ("gru", {"out": 4}, (3, 8, 8), "gru needs (length, features), not (3, 8, 8)"),
     ("residual", {"layers": [{"kind": "flatten"}]}, (1, 8, 8), "no projection leads from (1, 8, 8) to (64,)"),
     ("residual", {"layers": [{"kind": "upsample"}]}, (1, 8, 8), "no projection leads from"),
+    ("skip", {"layers": [{"kind": "upsample"}]}, (1, 8, 8), "(1, 16, 16) cannot be joined to (1, 8, 8)"),
+    ("skip", {"layers": [{"kind": "flatten"}]}, (1, 8, 8), "(64,) cannot be joined to (1, 8, 8)"),
 ]  # fmt: skip
 NEVER_MISFITS = {"flatten", "batch_norm", "activation", "dropout", "embedding", "repeat"}
 
@@ -350,7 +367,8 @@ def test_first_weights_are_distributed_as_torchs_own(
 
 def test_every_layer_with_parameters_is_compared_with_torchs_own() -> None:
     with_parameters = {t["kind"] for t, s in EVERY_LAYER if model_of([t], s).parameter_count()}
-    assert with_parameters == {table["kind"] for table, *_ in LIKE_TORCH} | {"residual", "repeat", "position"}
+    blocks = {block.kind for block in get_args(Block)}
+    assert with_parameters == {table["kind"] for table, *_ in LIKE_TORCH} | blocks | {"position"}
 
 
 def by_torch(function: Callable[..., Any], **options: Any) -> Callable[[torch.Tensor], torch.Tensor]:

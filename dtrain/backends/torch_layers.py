@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from dtrain.backends.torch_batch_norm import RecordingBatchNorm
@@ -49,6 +50,8 @@ def build_layer(layer: Layer, shape: Shape, site: Site) -> nn.Module:
             changes = layer.out_shape(shape) != shape
             projection = build_layer(layer.projection(shape), shape, site) if changes else None
             return Residual(inside, projection)
+        case blocks.Skip():
+            return Skip(stack(layer.layers, shape, site.within("layers", "layers")))
         case blocks.Repeat():
             copies = []
             for time in range(layer.times):
@@ -200,3 +203,14 @@ class Residual(nn.Module):
         shortcut: Tensor = x if self.projection is None else self.projection(x)
         out: Tensor = self.layers(x)
         return shortcut + out
+
+
+class Skip(nn.Module):
+    """x and layers(x), joined along the channels."""
+
+    def __init__(self, layers: nn.Module):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((x, self.layers(x)), 1)

@@ -10,7 +10,7 @@ from typing import Any
 from dtrain.data.dataset import Reading
 from dtrain.errors import RecipeError
 from dtrain.spec.arguments import argument_problems, callables, nested, parameters_of, taken
-from dtrain.spec.blocks import Repeat, Residual
+from dtrain.spec.blocks import Block
 from dtrain.spec.decode import BROKEN, decode, own_keys
 from dtrain.spec.imports import Role, derives, find, missing_file
 from dtrain.spec.layers import ImportedLayer, Layer
@@ -131,7 +131,7 @@ def _in_layers(layers: tuple[Layer, ...], place: Place) -> Iterator[Named]:
     for number, layer in enumerate(layers):
         if isinstance(layer, ImportedLayer):
             yield Named((*place, number), layer, "layer")
-        elif isinstance(layer, Residual | Repeat):
+        elif isinstance(layer, Block):
             yield from _in_layers(layer.layers, (*place, number, "layers"))
 
 

@@ -142,7 +142,7 @@ class Expander:
         if use.inside or old != place:
             self.document.graft(place, self.given, old, use.through)
         layer = self._filled(layer, place, use)
-        if isinstance(layer, dict) and isinstance(layer.get("layers"), list):  # residual, repeat
+        if isinstance(layer, dict) and isinstance(layer.get("layers"), list):  # a block
             layer["layers"] = self.layers(layer["layers"], (*old, "layers"), (*place, "layers"), use)
         found.append(layer)
 

@@ -34,7 +34,7 @@ def walk(layers: Layers, shape: Shape, name: str = "", at: str = "layers") -> It
     for number, layer in enumerate(layers):
         after = _after(layers, number, shape, at)
         yield Row(f"{name}{number}", layer, shape, after)
-        if isinstance(layer, Residual | Repeat):
+        if isinstance(layer, Block):
             yield from layer.rows(shape, f"{name}{number}.", f"{at}[{number}]")
         shape = after
 
@@ -65,7 +65,7 @@ def _after(layers: Layers, number: int, shape: Shape, at: str) -> Shape:
 
 def count(layers: Layers) -> int:
     """How many layers a stack holds, each as often as it is repeated."""
-    blocks = (layer for layer in layers if isinstance(layer, Residual | Repeat))
+    blocks = (layer for layer in layers if isinstance(layer, Block))
     return len(layers) + sum(count(block.layers) * getattr(block, "times", 1) for block in blocks)
 
 
@@ -105,6 +105,26 @@ def _projection(shape: Shape, after: Shape) -> Layer:
     return Conv(out=after[0], kernel=1, stride=stride, bias=False)
 
 
+@kind(Layer, "skip")
+class Skip(Layer):
+    """x and layers(x), one behind the other along the first axis: of pictures their channels.
+
+    Skips in each other make a U-Net. Source: Ronneberger et al. 2015 (arXiv:1505.04597).
+    """
+
+    layers: Layers  # what is joined to x; they keep the size of every axis but the first
+
+    def out_shape(self, shape: Shape) -> Shape:
+        after = shape_after(self.layers, shape)
+        if len(after) != len(shape) or after[1:] != shape[1:]:
+            raise ValueError(f"{after} cannot be joined to {shape}: only the first of the sizes may differ")
+        return (shape[0] + after[0], *shape[1:])
+
+    def rows(self, shape: Shape, name: str, at: str) -> Iterator[Row]:
+        """The layers inside."""
+        yield from walk(self.layers, shape, f"{name}layers.", f"{at}.layers")
+
+
 @kind(Layer, "repeat")
 class Repeat(Layer):
     """The same layers several times over, each time with parameters of its own."""
@@ -128,6 +148,9 @@ class Repeat(Layer):
         for time in range(self.times):
             yield from walk(self.layers, shape, f"{name}{time}.", f"{at}.layers")
             shape = shape_after(self.layers, shape)
+
+
+Block = Residual | Skip | Repeat
 
 
 def parameters(layers: Layers, shape: Shape) -> Mapping[str, Parameter]:
