@@ -70,3 +70,47 @@ class Own(System):
 
     def evaluate(self, models: Models, batch: Batch, ops: Ops) -> Logs:
         return {}
+
+
+LINEAR = "{ input = [6], layers = [{ kind = 'linear', out = 6 }] }"
+CYCLE = f"""\
+name = "cycle"
+system = {{ kind = "own_systems:Cycle" }}
+models = {{ to_a = {LINEAR}, to_b = {LINEAR}, judge_a = {LINEAR}, judge_b = {LINEAR} }}
+optimizers = {{ "*" = {{ kind = "adam", lr = 0.1 }} }}
+data = {{ kind = "arrays", path = "numbers.npz" }}
+train = {{ steps = 4, batch_size = 4 }}
+"""
+
+
+def describe_cycle(folder: Path) -> Path:
+    """Write a recipe of four models and its numbers; return its path."""
+    np.savez(folder / "numbers.npz", a=np.ones((8, 6), np.float32), b=np.ones((8, 6), np.float32))
+    (folder / "cycle.toml").write_text(CYCLE)
+    return folder / "cycle.toml"
+
+
+@dataclass(frozen=True)
+class Cycle(System):
+    """Two models that translate, there and back again, and two that judge them."""
+
+    def phases(self) -> Sequence[Phase]:
+        return Phase(("to_a", "to_b"), self.translate), Phase(("judge_a", "judge_b"), self.judge)
+
+    def translate(self, models: Models, batch: Batch, ops: Ops) -> Loss:
+        a, b = batch["a"], batch["b"]
+        made_a, made_b = models.to_a(b), models.to_b(a)
+        terms = {
+            "judged": ops.softplus(-models.judge_a(made_a)).mean()
+            + ops.softplus(-models.judge_b(made_b)).mean(),
+            "cycle": ops.l1(models.to_a(made_b), a) + ops.l1(models.to_b(made_a), b),
+            "identity": ops.l1(models.to_a(a), a) + ops.l1(models.to_b(b), b),
+        }
+        return Loss(terms["judged"] + 10 * terms["cycle"] + 5 * terms["identity"], terms)
+
+    def judge(self, models: Models, batch: Batch, ops: Ops) -> Loss:
+        made_a, made_b = ops.detach(models.to_a(batch["b"])), ops.detach(models.to_b(batch["a"]))
+        real_a, real_b = models.judge_a(batch["a"]), models.judge_b(batch["b"])
+        real = ops.softplus(-real_a).mean() + ops.softplus(-real_b).mean()
+        fake = ops.softplus(models.judge_a(made_a)).mean() + ops.softplus(models.judge_b(made_b)).mean()
+        return Loss(real + fake, {"real": real, "fake": fake})

@@ -52,7 +52,7 @@ def test_a_gan_is_said_in_the_words_of_its_paper(dtrain_here: Here, gan: Path, l
     assert "fake = discriminator(generator(normal(4, 4)))" in generator
     assert f"loss = {GANS[loss][1]}\n" in generator
     assert "frozen:  discriminator (gradients pass through it)" in generator
-    assert "in place of generator: the moving average of its weights" in evaluation
+    assert "with moving averages in place of generator" in evaluation
 
 
 def test_a_classifier_is_said(dtrain_here: Here, classifier: Path) -> None:

@@ -7,16 +7,19 @@ from pathlib import Path
 import click
 
 from dtrain.cli.arguments import a_recipe
+from dtrain.errors import DtrainError
 
 
 @click.command()
 @a_recipe
+@click.option("--svg", type=click.Path(path_type=Path), help="Write a picture of the data flow to this file.")
 def explain(
     recipe: Path,
     overrides: Sequence[str],
     set_files: Sequence[Path],
     untrusted: bool,
     trust: Sequence[str],
+    svg: Path | None,
 ) -> None:
     """Say what a recipe trains, how, in what order.
 
@@ -35,6 +38,8 @@ def explain(
     data = check_data(loaded, document, 1)
 
     from dtrain.data.opening import open_examples
+    from dtrain.explain.panels import panels
+    from dtrain.explain.picture import picture
     from dtrain.explain.text import explanation
     from dtrain.explain.trace import trace
 
@@ -43,3 +48,8 @@ def explain(
     flows, evaluation = trace(loaded, fields, document.trust)
     rates = {name: rate_text(loaded, name) for name in loaded.optimizers}
     click.echo(explanation(loaded, flows, evaluation, rates))
+    if svg is not None:
+        try:
+            svg.write_text(picture(loaded.name, panels(loaded, flows, evaluation, rates)), encoding="utf-8")
+        except OSError as error:
+            raise DtrainError(f"{svg} cannot be written: {error.strerror}") from error

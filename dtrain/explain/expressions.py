@@ -50,6 +50,8 @@ def _made(value: Value, refer: Refer) -> tuple[str, int]:
     items = value.arguments[::-1] if value.call in REVERSED else value.arguments
     if value.kind in ("field", "constant", "weights") and not value.arguments:
         return value.name or value.call, TIGHTEST
+    if value.call == "prepared":
+        return _argument_made(items[0], refer)
     if value.kind == "part" or call == "getitem":
         of, place = value.arguments
         inside = ", ".join(_index(item, refer) for item in (place if isinstance(place, tuple) else (place,)))
@@ -94,9 +96,7 @@ def _argument_made(item: Any, refer: Refer) -> tuple[str, int]:
         name = refer(item)
         return (name, TIGHTEST) if name is not None else _made(item, refer)
     if isinstance(item, Called):
-        is_plain = item.name.isidentifier() and item.name not in ("lambda", "<lambda>")
-        inside = " and ".join(sorted(item.models))
-        return (item.name if is_plain or not inside else f"x -> {inside}(x)"), TIGHTEST
+        return item.text, TIGHTEST
     if isinstance(item, Mapping):
         return f"{{{', '.join(item)}}}", TIGHTEST
     if isinstance(item, tuple):

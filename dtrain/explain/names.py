@@ -1,36 +1,41 @@
 """Names for what a phase computes."""
 
-from dtrain.explain.flow import Flow
+from dtrain.explain.flow import Flow, Value
 
 
 def name_values(flow: Flow) -> None:
-    """Give a name of its own to each value that needs one: that is used twice, or is a term of the loss.
+    """Give a name to the values that need one: results, what variables held, and what is used twice.
 
-    Those that a variable held keep its name; of two with the same the later gets a number.
+    Of two with the same name the later gets a number.
     """
-    needed = flow.needed(*flow.results.values())
-    uses: dict[int, int] = {}
-    for value in needed:
-        for item in value.inputs:
-            uses[item.number] = uses.get(item.number, 0) + 1
-    named_parts = {
-        value.inputs[0].number
-        for value in needed
-        if value.kind == "part" and value.name  # a call of several values is said by their names
-    }
-    terms = {value.number: name for name, value in flow.results.items() if name != "loss"}
-    inside = {value.number for value in (flow.needed(flow.loss) if "loss" in flow.results else ())}
+    needed = flow.needed(*flow.results.values(), *filter(None, [flow.weight]))
+    _name_results(flow, needed)
+    uses = [item.number for value in needed for item in value.inputs]
+    said_by_parts = {value.inputs[0].number for value in needed if value.kind == "part" and value.name}
     taken = {value.name for value in flow.fields.values()}
     for value in needed:
         if value.kind == "field" or value.call == "prepared":
             continue
-        wanted = value.name
-        if not wanted and value.number in terms and value.number in inside:
-            wanted = terms[value.number]
-        is_shared = uses.get(value.number, 0) > 1 and value.kind not in ("part", "weights")
-        if not wanted and is_shared and value.number not in named_parts:
-            wanted = f"{value.call}_out" if value.kind == "model" else value.call
-        value.name = _free(wanted, taken) if wanted else ""
+        is_shared = uses.count(value.number) > 1 and value.kind not in ("part", "weights")
+        if not value.name and is_shared and value.number not in said_by_parts:
+            value.name = f"{value.call}_out" if value.kind == "model" else value.call
+        if value.name:
+            value.name = _free(value.name, taken)
+
+
+def _name_results(flow: Flow, needed: list[Value]) -> None:
+    """Name what is computed on the way to the loss by its term, and what is prepared by its field alone.
+
+    Not where another value goes by the name already: `real = mean(real)`.
+    """
+    named = {value.name: value for value in needed if value.name}
+    for value in needed:
+        if value.call == "prepared" and value.inputs[0].kind == "function":
+            value.inputs[0].name = ""
+    inside = flow.needed(flow.loss) if flow.trained else needed
+    for name, value in reversed(list(flow.results.items())):  # the loss comes first, and has the last word
+        if value.kind == "function" and value in inside and named.get(name, value) is value:
+            value.name = name
 
 
 def _free(wanted: str, taken: set[str]) -> str:

@@ -39,6 +39,13 @@ class Called:
     name: str
     models: set[str]
 
+    @property
+    def text(self) -> str:
+        """`surprise(x; classifier)`; of a model its name."""
+        inside = ", ".join(sorted(self.models - {self.name}))
+        name = "function" if self.name == "<lambda>" else self.name
+        return f"{name} of {inside}" if inside else name
+
 
 class Recorder(TorchFunctionMode):
     """Notes what is computed inside a `with` block, as values."""

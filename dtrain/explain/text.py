@@ -21,7 +21,8 @@ def explanation(
     for number, (phase, flow) in enumerate(zip(phases, flows, strict=True), 1):
         parts.append([*title(number, phase, recipe, optimizers), *_indented(phase_lines(flow))])
     if evaluation is not None:
-        parts.append([evaluation_title(recipe), *_indented(evaluation_lines(evaluation))])
+        lines = [evaluation_title(recipe, evaluation), *evaluation_lines(evaluation)]
+        parts.append(["evaluation", *_indented(iter(lines))])
     return "\n\n".join("\n".join(line.rstrip() for line in part) for part in parts)
 
 
@@ -82,23 +83,23 @@ class Said:
     """Which values of a flow have a line of their own; the others stand inside of expressions."""
 
     def __init__(self, flow: Flow):
-        self.flow = flow
-        ends = flow.results.get("loss")
-        self.own = {value.number for value in flow.values if value.name and value is not ends}
+        self.results = [flow.loss] if flow.trained else list(flow.results.values())
+        shown = flow.needed(*self.results)
+        self.own = {value.number for value in shown if value.name}
         self.parts: dict[int, list[Value]] = {}  # of calls that give several values, those that are named
-        for value in flow.needed(*flow.results.values()):
+        for value in shown:
             if value.kind == "part" and value.name:
                 self.parts.setdefault(value.inputs[0].number, []).append(value)
 
     def lines(self, values: Sequence[Value]) -> Iterator[str]:
         """A line for each of these values that has one, with its shape."""
         rows = [(self.left(value), self.right(value)) for value in values if self.has_line(value)]
-        width = min(max((len(left) for left, _ in rows), default=0), WIDTH - 40)
-        for left, right in rows:
-            yield f"{left:<{width}}  {right}"
+        yield from _columns(rows)
 
     def has_line(self, value: Value) -> bool:
-        """Fields, and what has a name; parts have that of the call that gave them."""
+        """Fields, and what has a name and is no result; parts have the line of the call that gave them."""
+        if value in self.results and value.kind == "function":
+            return False
         return value.number in self.parts or (value.kind != "part" and bool(self.name(value)))
 
     def left(self, value: Value) -> str:
@@ -117,9 +118,6 @@ class Said:
 
     def made(self, value: Value) -> str:
         """What a value is made of."""
-        if value.call == "prepared":
-            (source,) = value.inputs
-            return self.written(source)
         return expression(value, self.name)
 
     def written(self, value: Value) -> str:
@@ -142,9 +140,7 @@ def reach_lines(flow: Flow, said: Said) -> Iterator[str]:
     for value in parts:
         models = flow.reach[value.number].models
         rows.append((said.written(value), f"reaches {and_join(models)}" if models else "trains nothing"))
-    width = min(max(len(left) for left, _ in rows), WIDTH - 40)
-    for left, right in rows:
-        yield f"{left:<{width}}  {right}"
+    yield from _columns(rows)
 
 
 def stop_lines(flow: Flow, said: Said) -> Iterator[str]:
@@ -169,22 +165,22 @@ def warnings(flow: Flow) -> Iterator[str]:
             yield f"warning: no gradient of this loss reaches {name}, so nothing trains it here"
 
 
-def evaluation_title(recipe: Recipe) -> str:
-    """When the evaluation takes place."""
+def evaluation_title(recipe: Recipe, flow: Flow) -> str:
+    """When the evaluation takes place, and with what weights."""
     every = recipe.every.evaluate
-    return f"evaluation, {f'every {every} steps' if every else 'at the end alone'}: no gradients"
+    when = f"every {every} steps" if every else "at the end alone"
+    averaged = [name for name in flow.averaged if name in flow.called()]
+    place = f", with moving averages in place of {and_join(averaged)}" if averaged else ""
+    return f"{when}, without gradients{place}"
 
 
 def evaluation_lines(flow: Flow) -> Iterator[str]:
     """What the evaluation computes."""
-    used = [name for name in flow.averaged if name in flow.called()]
-    if used:
-        yield f"in place of {and_join(used)}: the moving average of its weights"
     said = Said(flow)
-    metrics = {value.number for value in flow.results.values()}
-    yield from said.lines([v for v in flow.needed(*flow.results.values()) if v.number not in metrics])
+    yield from said.lines(flow.needed(*flow.results.values()))
     for name, value in flow.results.items():
-        yield from _wrapped(f"{name} = ", said.made(value))
+        is_named_so = value.name == name or value.kind == "function"
+        yield from _wrapped(f"{name} = ", said.made(value) if is_named_so else said.written(value))
 
 
 def shape_text(value: Value) -> str:
@@ -204,6 +200,12 @@ def ordinal(number: int) -> str:
     """2nd, 3rd, 11th."""
     ends = {1: "st", 2: "nd", 3: "rd"}
     return f"{number}{ends.get(number % 10, 'th') if number % 100 not in (11, 12, 13) else 'th'}"
+
+
+def _columns(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Two columns; what is too long for the first pushes the second aside."""
+    width = max((len(left) for left, _ in rows if len(left) <= WIDTH - 40), default=0)
+    yield from (f"{left:<{width}}  {right}" for left, right in rows)
 
 
 def _indented(lines: Iterator[str]) -> Iterator[str]:
