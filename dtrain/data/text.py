@@ -33,8 +33,8 @@ class Text(Source):
     text has in it, is what is read before the first.
 
     The windows of training lie side by side, and begin elsewhere in each epoch; what is left over at
-    both ends, less than two windows, waits for another. Those of evaluation overlap, so that what they
-    predict has `context` tokens before it, as it has in training on average: every byte counts exactly once.
+    both ends, less than two windows, waits for another. Those of evaluation overlap, so that what counts has
+    at least `context` tokens before it, but for the beginning, and every byte counts exactly once.
     """
 
     path: Path  # a file of text
