@@ -30,7 +30,8 @@ class RecipeError(DtrainError):
     """One mistake in a recipe: `key` is the dotted TOML key, such as `optimizers.generator.lr`.
 
     `is_key` says that the key itself is wrong rather than its value; `suggestion` is the word that would do,
-    where one is near; `spot` is where the mistake was written, where that is known.
+    where one is near; `within` is the first character of a string that is wrong, from 0, and how many are;
+    `spot` is where the mistake was written, where that is known.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class RecipeError(DtrainError):
         *,
         is_key: bool = False,
         suggestion: str | None = None,
+        within: tuple[int, int] | None = None,
         spot: Spot | None = None,
     ):
         hint = "" if suggestion is None else f'; did you mean "{suggestion}"?'
@@ -50,6 +52,7 @@ class RecipeError(DtrainError):
         self.message = message + hint
         self.is_key = is_key
         self.suggestion = suggestion
+        self.within = within
         self.spot = spot
 
     def written_at(self, key: str, spot: Spot | None, remark: str = "") -> "RecipeError":
@@ -69,7 +72,7 @@ class RecipeErrors(RecipeError):
         DtrainError.__init__(self, lines)
         first = self.errors[0]
         self.key, self.message, self.spot = first.key, first.message, first.spot
-        self.is_key, self.suggestion = first.is_key, first.suggestion
+        self.is_key, self.suggestion, self.within = first.is_key, first.suggestion, first.within
 
 
 class DataError(DtrainError):

@@ -102,14 +102,14 @@ class TorchOps:
     def clamp(self, x: Tensor, low: float, high: float) -> Tensor:
         return x.clamp(low, high)
 
-    def minimum(self, x: Tensor, y: Tensor) -> Tensor:
+    def minimum(self, x: Tensor, y: Tensor | float) -> Tensor:
         return torch.minimum(*self._pair(x, y))
 
-    def maximum(self, x: Tensor, y: Tensor) -> Tensor:
+    def maximum(self, x: Tensor, y: Tensor | float) -> Tensor:
         return torch.maximum(*self._pair(x, y))
 
-    def where(self, condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return torch.where(condition, x, y)
+    def where(self, condition: Tensor, x: Tensor | float, y: Tensor | float) -> Tensor:
+        return torch.where(condition, *self._pair(x, y))
 
     def sum(self, x: Tensor, axis: Axes = None) -> Tensor:
         return x.sum() if axis is None else x.sum(axis)
@@ -186,17 +186,17 @@ class TorchOps:
         tiny = torch.finfo(each.dtype).tiny  # a micro-batch may hold nothing but padding
         return (each * weights).sum() / weights.sum().clamp_min(tiny)
 
-    def bce(self, logits: Tensor, target: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(*self._pair(logits, target))
+    def bce(self, logits: Tensor, target: Tensor | float) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits, like(logits, target))
 
-    def mse(self, x: Tensor, y: Tensor) -> Tensor:
-        return F.mse_loss(x, y)
+    def mse(self, x: Tensor, y: Tensor | float) -> Tensor:
+        return F.mse_loss(x, like(x, y))
 
-    def l1(self, x: Tensor, y: Tensor) -> Tensor:
-        return F.l1_loss(x, y)
+    def l1(self, x: Tensor, y: Tensor | float) -> Tensor:
+        return F.l1_loss(x, like(x, y))
 
-    def huber(self, x: Tensor, y: Tensor, *, delta: float = 1.0) -> Tensor:
-        return F.huber_loss(x, y, delta=delta)
+    def huber(self, x: Tensor, y: Tensor | float, *, delta: float = 1.0) -> Tensor:
+        return F.huber_loss(x, like(x, y), delta=delta)
 
     def kl_normal(self, mean: Tensor, log_variance: Tensor) -> Tensor:
         each = mean**2 + log_variance.exp() - 1 - log_variance
@@ -257,6 +257,15 @@ class TorchOps:
         kinds = [v.dtype for v in (x, y) if isinstance(v, Tensor) and v.is_floating_point()]
         made = [torch.as_tensor(v, device=self.device).to(kinds[0] if kinds else None) for v in (x, y)]
         return made[0], made[1]
+
+
+def like(x: Tensor, y: Tensor | float) -> Tensor:
+    """y as an array of the shape and type of x. Raises ValueError where it has another shape."""
+    if not isinstance(y, Tensor):
+        return torch.full_like(x, y)
+    if x.shape != y.shape:  # to repeat either in silence is how losses go wrong
+        raise ValueError(f"arrays of {list(x.shape)} and {list(y.shape)} are not alike")
+    return y.to(x.dtype)
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

@@ -1,6 +1,6 @@
 """What must agree between the tables of a recipe, found before anything is built."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from dtrain.errors import RecipeError
@@ -15,6 +15,7 @@ from dtrain.spec.schedules import RateSchedule
 from dtrain.spec.table import Wrong
 from dtrain.spec.words import dotted, either, nearest, show
 from dtrain.systems.base import System
+from dtrain.systems.composed import Composed
 
 MOST_WEIGHTS = 10**12
 
@@ -33,7 +34,9 @@ def mistakes(parts: Parts, spread: Collection[str] = ()) -> Iterator[RecipeError
     if not isinstance(system, System):
         yield from _names(parts, {})
         return
-    needed = needed_models(system)
+    needed = system.needs()
+    if not isinstance(system, Composed):
+        yield from _idle_losses(parts, system)
     absent = {name: _misspelt(name, parts, needed) for name in needed if name not in parts.names("models")}
     for name, wrong in absent.items():
         yield _missing_model(system, name, wrong, parts)
@@ -48,19 +51,31 @@ def fit(models: Mapping[str, Model], system: Any) -> Iterator[RecipeError]:
     """Every place where two shapes do not agree."""
     misfits = list(_shapes(models))
     yield from misfits
-    if not misfits and isinstance(system, System) and set(needed_models(system)) <= models.keys():
+    if not misfits and isinstance(system, System) and set(system.needs()) <= models.keys():
         try:
             found = list(system.check(models) or ())
         except ValueError as error:
             found = [error]
         for one in found:
-            yield RecipeError(one.at if isinstance(one, Wrong) else "system", str(one))
+            yield as_recipe_error(one, "system")
 
 
-def needed_models(system: System) -> list[str]:
-    """The models that a system trains, or feeds with data."""
-    trained = [name for phase in system.phases() for name in phase.updates]
-    return list(dict.fromkeys([*trained, *filter(None, system.reads().values())]))
+def as_recipe_error(error: ValueError, key: str) -> RecipeError:
+    """What a table says is wrong, under the key that it names, or else under `key`."""
+    if not isinstance(error, Wrong):
+        return RecipeError(key, str(error))
+    return RecipeError(
+        error.at, str(error), is_key=error.is_key, suggestion=error.suggestion, within=error.within
+    )
+
+
+def _idle_losses(parts: Parts, system: System) -> Iterator[RecipeError]:
+    """Losses of models that the system does not ask for."""
+    for name, model in parts.values.get("models", {}).items():
+        if getattr(model, "losses", None):
+            said = f"the {system.kind or type(system).__name__} has losses of its own"
+            said += '; system.kind = "composed" takes those of models'
+            yield RecipeError(f"{dotted(('models', name))}.losses", said, is_key=True)
 
 
 def _batches(train: Any) -> Iterator[RecipeError]:
@@ -120,7 +135,7 @@ def _monitors(parts: Parts, metrics: list[str]) -> Iterator[RecipeError]:
             yield RecipeError(key, said)
 
 
-def _misspelt(name: str, parts: Parts, needed: list[str]) -> str | None:
+def _misspelt(name: str, parts: Parts, needed: Sequence[str]) -> str | None:
     """The model of the recipe that was meant to be the one that the system needs."""
     return nearest(name, [model for model in parts.names("models") if model not in needed])
 
@@ -163,7 +178,7 @@ def _shapes(models: Mapping[str, Model]) -> Iterator[RecipeError]:
 
 def _trained(parts: Parts, system: System, others: Collection[str | None]) -> Iterator[RecipeError]:
     """Models without optimizers, and the reverse; of some others an optimizer is no mistake."""
-    trained = list(dict.fromkeys(name for phase in system.phases() for name in phase.updates))
+    trained = list(dict.fromkeys(name for names in system.trains() for name in names))
     own, optimizers = parts.table.get("models"), parts.names("optimizers")
     models = list(own) if isinstance(own, dict) else []
     misspelt = {nearest(name, models) for name in optimizers if name not in models}

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 
 from dtrain.spec.decode import fields_of
+from dtrain.spec.table import key_of
 
 SOURCE = "Source: "  # what begins the sentence of a docstring that names a paper
 
@@ -53,7 +54,7 @@ def _comments(cls: type) -> Mapping[str, str]:
             beside = range(node.lineno, (node.end_lineno or node.lineno) + 1)
             numbers = [n for n in beside if n in comments] or list(_above(node.lineno, alone))
             if numbers:
-                found[node.target.id] = " ".join(comments[n] for n in numbers)
+                found[key_of(node.target.id)] = " ".join(comments[n] for n in numbers)
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from dtrain.data.opening import describe
 from dtrain.data.source import Description, Field, Source
 from dtrain.errors import DtrainError, RecipeError, RecipeErrors
-from dtrain.recipe.check import fit, unfit_schedules
+from dtrain.recipe.check import as_recipe_error, fit, unfit_schedules
 from dtrain.recipe.document import Document, at
 from dtrain.recipe.imports import missing_modules
 from dtrain.recipe.locate import located
@@ -24,7 +24,7 @@ from dtrain.spec.layers import BatchNorm, ImportedLayer
 from dtrain.spec.lengths import Pace
 from dtrain.spec.models import Model, ModelSpec
 from dtrain.spec.sequence import Embedding
-from dtrain.spec.table import Imported, Wrong
+from dtrain.spec.table import Imported
 from dtrain.spec.words import nearest, placed
 from dtrain.systems.base import System
 
@@ -61,6 +61,8 @@ def check_data(recipe: Recipe, document: Document, processes: int) -> Descriptio
 def misfits(values: Mapping[str, Any], document: Document) -> list[RecipeError]:
     """Every place where two shapes do not agree; of two that differ the data says which is wrong."""
     models, system, data = values.get("models", {}), values.get("system"), values.get("data")
+    if set(models) != set(document.table.get("models", ())):
+        return []  # of a model that is not good nobody can say what fits
     if not list(fit(models, system)):
         return []
     fields: Mapping[str, Field] = {}
@@ -162,14 +164,12 @@ def field_problems(
                 "store it as floats, or pictures as 8-bit (height, width)",
             )
     try:
-        if not absent:
-            system.check_data(models, fields)
-    except LayerError:
-        return  # said of the model itself
-    except Wrong as error:
-        yield RecipeError(error.at, str(error), is_key=error.is_key)
+        found = [] if absent else list(system.check_data(models, fields) or ())
     except ValueError as error:
-        yield RecipeError(key, str(error))
+        found = [error]
+    for one in found:
+        if not isinstance(one, LayerError):  # said of the model itself
+            yield as_recipe_error(one, key)
 
 
 def check_shares(recipe: Recipe, examples: int, processes: int) -> None:

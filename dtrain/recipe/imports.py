@@ -17,7 +17,7 @@ from dtrain.spec.layers import ImportedLayer, Layer
 from dtrain.spec.models import ModelSpec
 from dtrain.spec.optimizers import ImportedOptimizer
 from dtrain.spec.rates import ImportedSchedule, monitor_problem
-from dtrain.spec.table import Imported
+from dtrain.spec.table import Imported, key_of
 from dtrain.spec.trust import EVERYTHING, ImportPathError, Trust, parse
 from dtrain.spec.words import Place, dotted
 from dtrain.systems.base import Phase, System
@@ -113,7 +113,7 @@ def _in_system(system: Any) -> Iterator[Named]:
         yield Named(("system",), system, "system")
     elif dataclasses.is_dataclass(system):
         for field in dataclasses.fields(system):
-            yield from _losses(getattr(system, field.name), ("system", field.name))
+            yield from _losses(getattr(system, field.name), ("system", key_of(field.name)))
 
 
 def _losses(value: Any, place: Place) -> Iterator[Named]:

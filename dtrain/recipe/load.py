@@ -23,6 +23,7 @@ from dtrain.recipe.stacks import expand
 from dtrain.recipe.texts import Text, parse
 from dtrain.recipe.values import Recipe
 from dtrain.spec.decode import TOO_MANY
+from dtrain.spec.table import key_of
 from dtrain.spec.trust import EVERYTHING, Trust
 from dtrain.spec.words import Place
 from dtrain.systems.base import System
@@ -103,6 +104,8 @@ def from_document(document: Document, *, imports: bool = True, vets: bool = True
         system, found = check_imports(parts.values, document.trust)
         parts.values["system"] = _anchored(system, ("system",), document)
         errors += found
+    if isinstance(parts.values.get("system"), System):
+        parts.values["system"] = parts.values["system"].joined(parts.values.get("models", {}))
     errors += mistakes(parts, spread)
     if not document.errors and not any(is_of_shapes(error) for error in errors):
         errors += misfits(parts.values, document)
@@ -142,7 +145,7 @@ def _without(recipe: Recipe, spread: set[str]) -> Recipe:
     """Take the optimizer "*" from the models that no phase trains: they are frozen."""
     if not isinstance(recipe.system, System):
         return recipe
-    trained = {name for phase in recipe.system.phases() for name in phase.updates}
+    trained = {name for names in recipe.system.trains() for name in names}
     kept = {name: o for name, o in recipe.optimizers.items() if name in trained or name not in spread}
     return dataclasses.replace(recipe, optimizers=MappingProxyType(kept))
 
@@ -157,7 +160,7 @@ def _anchored(value: Any, place: Place, document: Document) -> Any:
         moved = {
             name: _anchored_import(item, name, place, document)
             if is_imported and name in ("path", "arguments")
-            else _anchored(item, (*place, name), document)
+            else _anchored(item, (*place, key_of(name)), document)
             for name, item in fields.items()
         }
         changed = {name: item for name, item in moved.items() if item is not fields[name]}

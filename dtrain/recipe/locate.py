@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from dtrain.errors import RecipeError, RecipeErrors
-from dtrain.recipe.document import Document, Said
+from dtrain.recipe.document import Document, Said, at
 from dtrain.spec.words import Place, dotted, placed
 
 
@@ -40,6 +40,8 @@ def _locate(document: Document, error: RecipeError) -> RecipeError:
     place = placed(error.key)
     said = _key_at(document, place) if error.is_key else document.said_at(place)
     spot = said.text.spot(said.place, is_key=error.is_key)
+    if error.within is not None and spot is not None:
+        spot = said.text.inside(spot, at(document.table, place), *error.within)
     found = error.written_at(dotted(said.place), spot, _reader(said))
     folder = f"{said.text.folder}/"
     if found.suggestion is None or not found.suggestion.startswith(folder):

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dtrain.errors import RecipeError
-from dtrain.recipe.document import Document, has
+from dtrain.recipe.document import Document, at, has
 from dtrain.spec.blocks import count
 from dtrain.spec.models import Model, ModelSpec
 from dtrain.spec.spatial import Conv, ConvTranspose
+from dtrain.spec.table import key_of
 from dtrain.spec.words import Place, dotted, placed, show
 
 Models = Mapping[str, Model]
@@ -30,7 +31,20 @@ def mended(models: Models, system: Any, problems: Problems, document: Document) 
         return []
     size = sum(count(model.layers) for model in models.values() if isinstance(model, ModelSpec))
     tries = EFFORT // (size + 10) // len(found)
-    return [_relocated(error, found, (models, system), problems, document, tries) for error in found]
+    return [
+        error
+        if _has_number(error, document)
+        else _relocated(error, found, (models, system), problems, document, tries)
+        for error in found
+    ]
+
+
+def _has_number(error: RecipeError, document: Document) -> bool:
+    """Whether a problem is in an expression that says a number itself, as likely wrong as any other."""
+    if error.within is None or not has(document.table, placed(error.key)):
+        return False
+    first, length = error.within
+    return any(c.isdigit() for c in str(at(document.table, placed(error.key)))[first : first + length])
 
 
 def _relocated(
@@ -73,12 +87,12 @@ def _changes(whole: Mapping[str, Any], error: RecipeError, document: Document) -
 
     What a layer is given depends on no layer behind it.
     """
-    at = placed(error.key)
+    here = placed(error.key)
     named = {int(digits) for digits in re.findall(r"\d{1,7}", error.message)}
     candidates = sorted(_candidates(whole["models"], whole["system"]) | named)
-    is_layer = len(at) > 3 and at[0] == "models" and at[2] == "layers"
+    is_layer = len(here) > 3 and here[0] == "models" and here[2] == "layers"
     for places, old in _written(whole, document):
-        if is_layer and all(place[:2] != at[:2] or _is_behind(place, at) for place in places):
+        if is_layer and all(place[:2] != here[:2] or _is_behind(place, here) for place in places):
             continue
         if isinstance(old, tuple):
             for number in range(len(old)) if len(old) > 1 else ():
@@ -120,7 +134,8 @@ def numbers(value: Any, place: Place) -> Iterator[tuple[Place, Any]]:
             yield from numbers(item, (*place, number))
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
-            yield from numbers(getattr(value, field.name), (*place, field.name))
+            if key_of(field.name) == field.name:  # the others hold expressions and no shapes
+                yield from numbers(getattr(value, field.name), (*place, field.name))
 
 
 def _changed(value: Any, place: Place, new: Any) -> Any:

@@ -13,7 +13,7 @@ import tomli
 
 from dtrain.errors import RecipeError, RecipeErrors, Spot
 from dtrain.recipe.positions import Positions, Span
-from dtrain.spec.words import MOST, PART, Place, nearest, placed
+from dtrain.spec.words import ESCAPE, MOST, PART, Place, nearest, placed, unescaped
 
 LARGEST = 400_000  # bytes of a file; what is larger is data
 MOST_VALUES = 10_000  # values of a file; a recipe has some hundreds
@@ -74,6 +74,22 @@ class Text:
         """A stretch of the text."""
         return Spot(self.name, span.row + 1, span.column + 1, span.length, self.lines[span.row])
 
+    def inside(self, spot: Spot, value: Any, first: int, length: int) -> Spot:
+        """The place of some characters of the string that is written at `spot`, and has become `value`."""
+        offset = sum(len(line) + 1 for line in self.lines[: max(spot.line - 1, 0)]) + spot.column - 1
+        letters, places = written_letters(self.content or "", offset)
+        if letters != value:  # a reference in it has become something else
+            word = str(value)[first : first + length]
+            if letters.count(word) != 1:
+                return spot
+            first = letters.index(word)
+        if first >= len(places):
+            return spot
+        begin, last = places[first], places[min(first + length, len(places)) - 1]
+        end = (self.content or "").find("\n", begin, last + 1)
+        found = self.at(begin, (last + 1 if end < 0 else end) - begin)
+        return found if spot.line else found._replace(line=0)
+
     def _spot_in_argument(self, place: Place, is_key: bool) -> Spot:
         """As in a file, where the argument is `a.b.c=value`: its last key, or what stands in its value."""
         assert self.place is not None
@@ -90,6 +106,24 @@ class Text:
                 span = mark.key if is_key and length == len(place) and mark.key else mark.value
                 return Spot(self.name, 0, span.column - 4 + after + 1, span.length, content)
         return Spot(self.name, 0, after + 1, max(len(value), 1), content)
+
+
+def written_letters(content: str, offset: int) -> tuple[str, list[int]]:
+    """The characters of the TOML string at an offset, or of a value without quotes, and where each is."""
+    quote = next((q for q in ('"""', "'''", '"', "'") if content.startswith(q, offset)), "")
+    position = offset + len(quote)
+    if len(quote) == 3 and content.startswith("\n", position):
+        position += 1
+    letters, places = "", []
+    while position < len(content) and not (quote and content.startswith(quote, position)):
+        escape = ESCAPE.match(content, position) if quote.startswith('"') else None
+        if escape is not None and escape[1].isspace():  # a line's end that is escaped, and what follows
+            position = escape.end() + len(content[escape.end() :]) - len(content[escape.end() :].lstrip())
+            continue
+        letters += content[position] if escape is None else unescaped(escape)
+        places.append(position)
+        position = position + 1 if escape is None else escape.end()
+    return letters, places
 
 
 def open_text(path: Path, folder: Path | None = None) -> Text:

@@ -12,20 +12,20 @@ from dtrain.spec.imports import written_path
 from dtrain.spec.layers import ImportedLayer
 from dtrain.spec.optimizers import ImportedOptimizer
 from dtrain.spec.rates import ImportedSchedule
-from dtrain.spec.table import Imported
+from dtrain.spec.table import Imported, key_of
 
 
 def encode(value: Any) -> Any:
     """Plain tables, arrays and scalars; keys that are left out stay out."""
     if isinstance(value, Imported | ImportedLayer | ImportedOptimizer | ImportedSchedule):
-        own = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        own = {key_of(f.name): encode(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
         path, arguments = own.pop("path"), own.pop("arguments")
         return {"kind": path} | _present(own) | arguments
     if dataclasses.is_dataclass(value):
         kind = vars(type(value)).get("kind", "")  # its own: a class derived from a kind is another
         if not kind and _is_family_member(value):
             kind = written_path(type(value))
-        table = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        table = {key_of(f.name): encode(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
         return ({"kind": kind} if kind else {}) | _present(table)
     if isinstance(value, Mapping):
         return {key: encode(item) for key, item in value.items()}
@@ -40,7 +40,7 @@ def to_toml(recipe: Recipe) -> str:
 
 
 def _present(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in table.items() if value is not None}
+    return {key: value for key, value in table.items() if value is not None and value != {}}
 
 
 def _is_family_member(value: Any) -> bool:

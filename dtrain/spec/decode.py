@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dtrain.errors import RecipeError, RecipeErrors
-from dtrain.spec.table import AtLeastOne, Checked, Matching, OneOf, Within, Wrong, freeze
+from dtrain.spec.table import AtLeastOne, Checked, Matching, OneOf, Within, Wrong, freeze, key_of
 from dtrain.spec.words import Place, dotted, either, nearest, placed, show
 
 BROKEN: Any = object()  # in place of a value with a mistake in it
@@ -60,7 +60,7 @@ def fields_of(cls: type) -> Mapping[str, tuple[Any, bool]]:
 def _fields_of(cls: Any) -> Mapping[str, tuple[Any, bool]]:
     hints = typing.get_type_hints(cls, include_extras=True)
     return {
-        field.name: (
+        key_of(field.name): (
             hints[field.name],
             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
         )
@@ -157,10 +157,11 @@ class Decoder:
         if any(value is BROKEN for value in found.values()):
             return BROKEN
         try:
-            return cls(**found)
+            fields = {key_of(field.name): field.name for field in dataclasses.fields(cls)}
+            return cls(**{fields[key]: item for key, item in found.items()})
         except Wrong as error:
             where = (*place, *placed(error.at))
-            return self._refuse(where, str(error), is_key=error.is_key)
+            return self._refuse(where, str(error), is_key=error.is_key, suggestion=error.suggestion)
         except ValueError as error:
             return self._refuse(place, str(error))
 

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import field
 from typing import TYPE_CHECKING, Annotated
 
 from dtrain.spec.blocks import LARGEST, Layers, Row, count, parameters, shape_after, walk
 from dtrain.spec.initial import Shape
 from dtrain.spec.keys import generator
 from dtrain.spec.layers import ImportedLayer
-from dtrain.spec.table import Imported, OneOf, Sides, Table, Wrong, table
+from dtrain.spec.losses import Terms
+from dtrain.spec.table import Imported, OneOf, Sides, Table, Wrong, empty, table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +22,8 @@ class ModelSpec(Table):
 
     input: Sides  # without the batch axis: [1, 28, 28]
     layers: Layers  # in order; each takes what the one before gives
+    # its own terms in the loss of every phase that updates it; of system.kind = "composed" alone
+    losses: Terms = field(default_factory=empty)
 
     def __post_init__(self) -> None:
         if (found := count(self.layers)) > LARGEST:
@@ -58,8 +62,16 @@ class ModelSpec(Table):
         }
 
 
+@table
+class ImportedModel(Imported):
+    """A model given by its import path: a torch module, or a function that makes one."""
+
+    # its own terms in the loss of every phase that updates it; of system.kind = "composed" alone
+    losses: Terms = field(default_factory=empty)
+
+
 Model = ModelSpec | Imported
-AnyModel = Annotated[Model, OneOf(ModelSpec, otherwise=ModelSpec)]
+AnyModel = Annotated[Model, OneOf(ModelSpec, ImportedModel, otherwise=ModelSpec)]
 
 
 def output_of(model: Model) -> Shape | None:

@@ -80,16 +80,32 @@ class Table:
     kind: ClassVar[str] = ""
 
 
+def key_of(field: str) -> str:
+    """The key of a table's field: its name, less the `_` of one that Python has another use for."""
+    return field.removesuffix("_")
+
+
 class Wrong(ValueError):
     """Two values do not agree; `at` is the key to mend, dotted, from where the error is caught.
 
     Raised by a table's `__post_init__` or `check`, where a plain ValueError would name the whole table.
+    `within` is the first character of a string that is wrong, from 0, and how many are.
     """
 
-    def __init__(self, at: str, message: str, *, is_key: bool = False):
+    def __init__(
+        self,
+        at: str,
+        message: str,
+        *,
+        is_key: bool = False,
+        suggestion: str | None = None,
+        within: tuple[int, int] | None = None,
+    ):
         super().__init__(message)
         self.at = at
         self.is_key = is_key
+        self.suggestion = suggestion
+        self.within = within
 
 
 def empty() -> Mapping[str, Any]:

@@ -34,11 +34,11 @@ def placed(key: str) -> Place:
         if number:
             place.append(int(number))
         else:
-            place.append(ESCAPE.sub(_letter, inside) or literal or bare.strip())
+            place.append(ESCAPE.sub(unescaped, inside) or literal or bare.strip())
     return tuple(place)
 
 
-def _letter(escape: re.Match[str]) -> str:
+def unescaped(escape: re.Match[str]) -> str:
     """The letter that an escape stands for."""
     text = escape[1]
     if len(text) > 1:

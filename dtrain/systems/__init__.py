@@ -1,5 +1,14 @@
 """Systems by kind: importing this package registers the built-in ones."""
 
-from dtrain.systems import adversarial, autoencoder, classifier, diffusion, gan, language_model, vae
+from dtrain.systems import adversarial, autoencoder, classifier, composed, diffusion, gan, language_model, vae
 
-__all__ = ["adversarial", "autoencoder", "classifier", "diffusion", "gan", "language_model", "vae"]
+__all__ = [
+    "adversarial",
+    "autoencoder",
+    "classifier",
+    "composed",
+    "diffusion",
+    "gan",
+    "language_model",
+    "vae",
+]

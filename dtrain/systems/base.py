@@ -80,6 +80,19 @@ class System(Table):
     def phases(self) -> Sequence[Phase]:
         """The phases of one step, in order."""
 
+    def joined(self, models: Mapping[str, Model]) -> "System":
+        """The system with what the models' tables say for it, where it reads them."""
+        return self
+
+    def trains(self) -> Sequence[tuple[str, ...]]:
+        """The models that each phase updates."""
+        return [phase.updates for phase in self.phases()]
+
+    def needs(self) -> Sequence[str]:
+        """The models that it trains, or feeds with data."""
+        trained = [name for names in self.trains() for name in names]
+        return list(dict.fromkeys([*trained, *filter(None, self.reads().values())]))
+
     def check(self, models: Mapping[str, Model]) -> Iterable[ValueError] | None:
         """Raise ValueError if two models do not fit together, or yield several; nothing is built yet.
 
@@ -91,8 +104,13 @@ class System(Table):
         """The fields of a batch that it reads, each with the model that it goes into as it is."""
         return {}
 
-    def check_data(self, models: Mapping[str, Model], fields: Mapping[str, Field]) -> None:
-        """Raise ValueError if data with these fields is not what it needs, beyond what `reads` says."""
+    def check_data(
+        self, models: Mapping[str, Model], fields: Mapping[str, Field]
+    ) -> Iterable[ValueError] | None:
+        """Raise ValueError if data with these fields is not what it needs, beyond what `reads` says.
+
+        Or yield several.
+        """
         return None
 
     def evaluate(self, models: Models, batch: Batch, ops: Ops) -> Logs | Evaluation:

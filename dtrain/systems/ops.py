@@ -103,15 +103,15 @@ class Ops(Protocol):
         """The nearest value between `low` and `high`."""
         ...
 
-    def minimum(self, x: Array, y: Array) -> Array:
+    def minimum(self, x: Array, y: Array | float) -> Array:
         """The smaller of two."""
         ...
 
-    def maximum(self, x: Array, y: Array) -> Array:
+    def maximum(self, x: Array, y: Array | float) -> Array:
         """The larger of two."""
         ...
 
-    def where(self, condition: Array, x: Array, y: Array) -> Array:
+    def where(self, condition: Array, x: Array | float, y: Array | float) -> Array:
         """x where the condition holds, else y."""
         ...
 
@@ -211,19 +211,19 @@ class Ops(Protocol):
         """
         ...
 
-    def bce(self, logits: Array, target: Array) -> Array:
+    def bce(self, logits: Array, target: Array | float) -> Array:
         """Mean binary cross-entropy of logits and targets from 0 to 1."""
         ...
 
-    def mse(self, x: Array, y: Array) -> Array:
-        """Mean squared difference."""
+    def mse(self, x: Array, y: Array | float) -> Array:
+        """Mean squared difference of two arrays of the same shape, or from a number."""
         ...
 
-    def l1(self, x: Array, y: Array) -> Array:
+    def l1(self, x: Array, y: Array | float) -> Array:
         """Mean absolute difference."""
         ...
 
-    def huber(self, x: Array, y: Array, *, delta: float = 1.0) -> Array:
+    def huber(self, x: Array, y: Array | float, *, delta: float = 1.0) -> Array:
         """Mean of d²/2 for differences d below `delta`, and of delta (|d| - delta/2) above. Huber 1964."""
         ...
 

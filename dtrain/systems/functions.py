@@ -1,0 +1,115 @@
+"""From expressions to one Python function: the values that it needs in their order, then what it gives."""
+
+import keyword
+import linecache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from dtrain.spec.table import Wrong
+from dtrain.spec.words import nearest
+from dtrain.systems.expressions import ExpressionError, Read, Scope, names_in, ops_by_name, read
+from dtrain.systems.shapes import Shaped
+
+Keyed = Mapping[str, tuple[str, str]]  # name -> an expression, and the key under which it stands
+
+
+class Body:
+    """The lines of a function of (models, batch, ops), and every mistake in the expressions that go into it.
+
+    A value is computed where the first expression needs it, and once.
+    """
+
+    def __init__(self, scope: Scope, values: Keyed):
+        self.models, self.fields = scope.models, scope.fields
+        self.values = values
+        self.known: dict[str, Any] = {}  # values that are computed
+        self.lines: list[str] = []
+        self.mistakes: list[ValueError] = []
+        self.called: dict[str, None] = {}  # models
+        self.read_fields: dict[str, None] = {}
+        self.counts = False
+        self._open: list[str] = []  # values being computed, the one that needs the next before it
+
+    def add(self, text: str, key: str) -> Read:
+        """Understand an expression; what is wrong is noted, and what it gives is then unknown."""
+        try:
+            names = names_in(text, key)
+            for name in names & self.values.keys():
+                self._compute(name, text, key)
+            found = read(text, Scope(self.models, self.known, self.fields, list(self.values)), key)
+        except ExpressionError as error:
+            self.mistakes.append(error)
+            return Read("None", Shaped(), (), ())
+        self.counts |= found.counts
+        self.called |= dict.fromkeys(found.models)
+        self.read_fields |= dict.fromkeys(name for name in found.names if name not in self.known)
+        return found
+
+    def one(self, text: str, key: str) -> Read:
+        """The same of an expression that must give one array or number."""
+        found = self.add(text, key)
+        if isinstance(found.value, tuple | bool | str):
+            said = "gives several arrays; take one of them, such as [0]" if found.value else "gives no array"
+            self.mistakes.append(ExpressionError(key, said, within=(0, len(text))))
+        return found
+
+    def _compute(self, name: str, text: str, key: str) -> None:
+        """Put the line of a value, unless it is there."""
+        if name in self.known:
+            return
+        if name in self._open:
+            circle = " -> ".join([*self._open[self._open.index(name) :], name])
+            raise ExpressionError(key, f"goes round in a circle: {circle}", within=_where(name, text))
+        self._open.append(name)
+        of, at = self.values[name]
+        found = self.add(of, at)
+        self._open.pop()
+        self.known[name] = found.value
+        self.lines.append(f"v_{name} = {found.code}")
+
+    def function(self, name: str, returns: str, names: Mapping[str, Any]) -> Callable[..., Any]:
+        """The function, which ends with `return` and what is given; `names` are what it refers to."""
+        head = [f"f_{field} = batch[{field!r}]" for field in self.read_fields]
+        body = [*self.lines, f"return {returns}"]
+        if self.counts:
+            head.insert(0, "n = len(next(iter(batch.values())))")
+        code = "\n    ".join([f"def {name}(models, batch, ops):", *head, *body]) + "\n"
+        return made(code, name, names)
+
+
+def made(code: str, name: str, names: Mapping[str, Any]) -> Callable[..., Any]:
+    """The function that a text of Python defines; its lines show in tracebacks."""
+    source = f"<recipe: {name}, {hash(code):x}>"
+    linecache.cache[source] = (len(code), None, code.splitlines(keepends=True), source)
+    space = dict(names)  # exec adds the ordinary __builtins__, which torch.compile asks for
+    exec(compile(code, source, "exec"), space)
+    function: Callable[..., Any] = space[name]
+    return function
+
+
+def _where(name: str, text: str) -> tuple[int, int]:
+    return max(text.find(name), 0), len(name)
+
+
+def unfit_names(
+    values: Keyed, models: Mapping[str, Any], fields: Mapping[str, Any] | None
+) -> Iterator[Wrong]:
+    """Every name that a value cannot have."""
+    for name, (_, key) in values.items():
+        if not name.isidentifier() or keyword.iskeyword(name):
+            said = "letters, digits and underscores would do, as expressions name it"
+        elif name in models:
+            said = "is a model's name"
+        elif name in ops_by_name():
+            said = "is an op's name"
+        elif name in (fields or ()):
+            said = "is a field of the data; another name would do, or `prepare`, which replaces fields"
+        else:
+            continue
+        yield Wrong(key, said, is_key=True)
+
+
+def unknown_model(at: str, name: str, models: Sequence[str]) -> Wrong:
+    """There is no such model."""
+    there = ", ".join(models) or "none"
+    return Wrong(at, f'there is no model "{name}"; models are {there}', suggestion=nearest(name, models))
