@@ -269,6 +269,8 @@ PLACES = {  # where tables stand that have no name of their own
     "a length": ["optimizers", "any", "schedule", "warmup"],
     "an initial value": ["models", "any", "layers", "[]", "initial"],
     "the top of the recipe": [],
+    "[[system.phases]]": ["system", "phases", "[]"],
+    "[...losses.NAME]": ["models", "any", "losses", "any"],
 }
 
 

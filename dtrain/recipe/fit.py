@@ -61,7 +61,8 @@ def check_data(recipe: Recipe, document: Document, processes: int) -> Descriptio
 def misfits(values: Mapping[str, Any], document: Document) -> list[RecipeError]:
     """Every place where two shapes do not agree; of two that differ the data says which is wrong."""
     models, system, data = values.get("models", {}), values.get("system"), values.get("data")
-    if set(models) != set(document.table.get("models", ())):
+    named = document.table.get("models", {})
+    if not isinstance(named, dict) or models.keys() != named.keys():
         return []  # of a model that is not good nobody can say what fits
     if not list(fit(models, system)):
         return []

@@ -14,10 +14,12 @@ from dtrain.recipe.values import Recipe
 from dtrain.spec.decode import UnknownKey, fields_of, own_keys, split
 from dtrain.spec.layers import Layer
 from dtrain.spec.lengths import Span
+from dtrain.spec.losses import Term
 from dtrain.spec.models import ModelSpec
 from dtrain.spec.schedules import Part, RateSchedule
-from dtrain.spec.table import Imported, OneOf
+from dtrain.spec.table import Imported, OneOf, key_of
 from dtrain.spec.words import Place, either, placed
+from dtrain.systems.composed import PhaseTable
 
 TOP = ("extends", "layers")  # keys of a file that a resolved recipe has no more
 
@@ -66,6 +68,8 @@ def tables() -> Iterator[tuple[str, type]]:
     yield "a part of a sequence", Part
     yield "a length", Span
     yield "[models.NAME]", ModelSpec
+    yield "[[system.phases]]", PhaseTable
+    yield "[...losses.NAME]", Term
 
 
 def _family(name: str, family: OneOf) -> Iterator[tuple[str, type]]:
@@ -157,7 +161,7 @@ def arms_of(target: Any) -> list[Any]:
 
 def default_of(cls: Any, key: str) -> Any:
     """What a key of a table is when it is left out; None where it must be given, or where None it is."""
-    field = cls.__dataclass_fields__[key]
+    (field,) = (field for field in dataclasses.fields(cls) if key_of(field.name) == key)
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return None if field.default is dataclasses.MISSING else field.default

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import inspect
 import math
 import re
 import sys
@@ -23,6 +24,7 @@ from dtrain.spec.decode import ARRAYS, WANTED, fields_of, own_keys, split
 from dtrain.spec.initial import Initial
 from dtrain.spec.layers import ImportedLayer, Layer
 from dtrain.spec.lengths import Span
+from dtrain.spec.losses import Term
 from dtrain.spec.models import ModelSpec
 from dtrain.spec.optimizers import ImportedOptimizer, Optimizer
 from dtrain.spec.rates import ImportedSchedule
@@ -30,6 +32,9 @@ from dtrain.spec.schedules import Part, RateSchedule
 from dtrain.spec.table import OneOf, Within
 from dtrain.spec.words import either, written
 from dtrain.systems.base import System
+from dtrain.systems.composed import PhaseTable
+from dtrain.systems.expressions import ops_by_name, usage
+from dtrain.systems.ops import Ops
 
 PART = re.compile(r"(?<=<!-- generated: )([a-z]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 FAMILIES = {  # what a table of a family is called
@@ -58,6 +63,9 @@ def parts() -> dict[str, str]:
         "checkpoint": rows(Checkpoint),
         "track": rows(Track),
         "systems": "\n".join(family(System)),
+        "phases": rows(PhaseTable),
+        "terms": rows(Term),
+        "ops": ops_in_words(),
         "models": rows(ModelSpec),
         "layers": "\n".join(family(Layer, ImportedLayer)),
         "initial": "\n".join(family(Initial)),
@@ -90,6 +98,15 @@ def family(base: type, imported: type | None = None) -> Iterator[str]:
     if imported is not None:
         own = [key for key in own_keys(imported) if key not in shared]
         yield from _kind("An import path", imported, own)
+
+
+def ops_in_words() -> str:
+    """A table of the ops of expressions, with their arguments."""
+    lines = ["| op | what it gives |", "|---|---|"]
+    for name in ops_by_name():
+        said = " ".join((inspect.getdoc(getattr(Ops, name)) or "").split())
+        lines.append(f"| `{name}({usage(name)})` | {said.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines) + "\n"
 
 
 def rows(cls: type, keys: list[str] | None = None) -> str:
@@ -142,7 +159,7 @@ def _one_in_words(target: Any) -> str:
     if inner is Any:
         return "anything"
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        what = _one_in_words(inside[-1])
+        what = value_in_words(inside[-1])
         return "table" if what == "anything" else f"by name: {what}"
     if dataclasses.is_dataclass(inner) and isinstance(inner, type):
         return FAMILIES.get(inner.__name__, "table")

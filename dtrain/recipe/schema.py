@@ -208,7 +208,7 @@ class Maker:
             without = self._part_of_model() if self.is_part else self.table(family.otherwise)
             rules.append({"if": {"required": ["kind"]}, "else": without})
         elif imported := self._imported(family):
-            rules.append({"if": _has_kind({"enum": list(tables)}), "else": imported})
+            rules.append({"if": _has_kind({"enum": sorted(tables)}), "else": imported})
         needs_kind = not self.is_part and family.otherwise is None
         return {
             **({"required": ["kind"]} if needs_kind else {}),
@@ -304,7 +304,7 @@ def _kind(kinds: list[str], *, may_import: bool) -> Schema:
     """What may stand under `kind`."""
     free = f"{IMPORT_PATH}|{REFERENCE}" if may_import else REFERENCE
     is_free: Schema = {"type": "string", "pattern": free}
-    return {"if": is_free, "else": {"enum": kinds}} if kinds else is_free
+    return {"if": is_free, "else": {"enum": sorted(kinds)}} if kinds else is_free
 
 
 def _kind_hint(family: OneOf) -> Schema:

@@ -198,7 +198,7 @@ class _Reader:
         if name in CONSTANTS:
             return CONSTANTS[name], repr(CONSTANTS[name])
         if name in ops_by_name() and name not in (scope.fields or ()):
-            self.refuse(node, f"{name} is called, as in {name}({_usage(name)})")
+            self.refuse(node, f"{name} is called, as in {name}({usage(name)})")
         if scope.fields is not None and name not in scope.fields:
             there = f"the data has {', '.join(scope.fields)}"
             there += f"; values are {', '.join(scope.values)}" if scope.values else ""
@@ -309,12 +309,12 @@ class _Reader:
         named = {keyword.arg: keyword.value for keyword in node.keywords}
         for key in named:
             if key not in signature.parameters:
-                self.refuse(node, f"{name} has no argument {show(key)}: {name}({_usage(name)})",
+                self.refuse(node, f"{name} has no argument {show(key)}: {name}({usage(name)})",
                             nearest(str(key), signature.parameters))  # fmt: skip
         try:
             bound = signature.bind(*node.args, **{str(key): value for key, value in named.items()})
         except TypeError:
-            self.refuse(node, f"{name} takes other arguments: {name}({_usage(name)})")
+            self.refuse(node, f"{name} takes other arguments: {name}({usage(name)})")
         values, codes = self._arguments(node, name, signature, bound)
         shape = Examples() if name in PER_EXAMPLE else None
         found = self._fit(node, lambda: self._shaped(name, values, bound, shape))
@@ -418,7 +418,7 @@ class _Reader:
             self.refuse(node, f"{name}{said}" if said.startswith("takes") else said)
 
 
-def _usage(name: str) -> str:
+def usage(name: str) -> str:
     """The arguments of an op as one would write them."""
     return ", ".join(_parameters(ops_by_name()[name]))
 
