@@ -16,17 +16,25 @@ def name_values(flow: Flow) -> None:
     for value in needed:
         if value.kind == "field" or value.call == "prepared":
             continue
-        is_shared = uses.count(value.number) > 1 and value.kind not in ("part", "weights")
-        if not value.name and is_shared and value.number not in said_by_parts:
-            value.name = f"{value.call}_out" if value.kind == "model" else value.call
+        is_shared = uses.count(value.number) > 1 and value.number not in said_by_parts
+        if not value.name and is_shared and _is_long(value):
+            value.name = f"{value.call}_out" if value.kind == "model" else "value"
         if value.name:
             value.name = _free(value.name, taken)
+
+
+def _is_long(value: Value) -> bool:
+    """Whether it takes more than a word to say what a value is made of."""
+    if value.kind in ("model", "noise", "stop"):
+        return True
+    has_steps = any(item.kind == "function" and not item.name for item in value.inputs)
+    return value.kind == "function" and (has_steps or bool(value.models) or value.shape is None)
 
 
 def _name_results(flow: Flow, needed: list[Value]) -> None:
     """Name what is computed on the way to the loss by its term, and what is prepared by its field alone.
 
-    Not where another value goes by the name already: `real = mean(real)`.
+    Where another value goes by the name already, a term is `real_loss`, and a metric keeps its own.
     """
     named = {value.name: value for value in needed if value.name}
     for value in needed:
@@ -34,8 +42,9 @@ def _name_results(flow: Flow, needed: list[Value]) -> None:
             value.inputs[0].name = ""
     inside = flow.needed(flow.loss) if flow.trained else needed
     for name, value in reversed(list(flow.results.items())):  # the loss comes first, and has the last word
-        if value.kind == "function" and value in inside and named.get(name, value) is value:
-            value.name = name
+        if value.kind == "function" and value in inside:
+            is_free = named.get(name, value) is value
+            value.name = name if is_free else f"{name}_loss" if flow.trained else value.name
 
 
 def _free(wanted: str, taken: set[str]) -> str:

@@ -1,7 +1,7 @@
 """Every call on arrays while a function of a system runs: of a model, of an op, of a tensor's method."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
@@ -19,7 +19,12 @@ from dtrain.spec.table import Imported
 
 NOISE = {"normal", "uniform", "bernoulli", "randn", "rand", "randint", "randperm", "randn_like", "rand_like"}
 STOPS = {"detach", "detach_", "data"}
-SILENT = ("torch", "dtrain.explain", "dtrain.backends")  # modules whose variables name nothing
+SILENT = (
+    "torch",
+    "dtrain.explain",
+    "dtrain.backends",
+    "dtrain.systems.base",
+)  # modules whose variables name nothing
 
 
 @dataclass
@@ -240,7 +245,7 @@ class Recorder(TorchFunctionMode):
         module = frame.f_globals.get("__name__", "")
         if event != "return" or self.under_way is not None or module.startswith(SILENT):
             return
-        for name, item in {**_strings(frame.f_locals), **_within_tables(frame.f_locals)}.items():
+        for name, item in _variables(frame):
             value = self._known.get(id(item)) if isinstance(item, Tensor) else None
             is_nameless = value is None or value.kind in ("field", "weights") or value.call == "prepared"
             if value is not None and not is_nameless and name.isidentifier() and not name.startswith("_"):
@@ -284,11 +289,17 @@ def _plain(name: str) -> str:
     return name[2:-2] if name.startswith("__") and name.endswith("__") else name
 
 
-def _strings(table: Mapping[Any, Any]) -> dict[str, Any]:
-    return {key: item for key, item in table.items() if isinstance(key, str)}
+def _variables(frame: FrameType) -> Iterator[tuple[str, Any]]:
+    """The variables of a function, and what stands in dictionaries that are variables, such as its terms.
 
-
-def _within_tables(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """What stands in dictionaries that are variables, such as a loss's terms."""
-    tables: Iterable[Any] = (item for item in variables.values() if type(item) is dict)
-    return {key: item for table in tables for key, item in _strings(table).items()}
+    Of a function that was made of expressions in a recipe, the values that the recipe names.
+    """
+    if frame.f_code.co_filename.startswith("<recipe:"):
+        for name, item in frame.f_locals.items():
+            if name.startswith("v_"):
+                yield name.removeprefix("v_"), item
+        return
+    yield from frame.f_locals.items()
+    for table in frame.f_locals.values():
+        if type(table) is dict:
+            yield from ((key, item) for key, item in table.items() if isinstance(key, str))

@@ -152,9 +152,10 @@ def stop_lines(flow: Flow, said: Said) -> Iterator[str]:
         behind = {name for item in (*kept, value) for part in flow.needed(item) for name in part.models}
         trained = [name for name in flow.trained if name in behind]
         if trained:
-            yield f"gradients stop at: {at}; none reaches {and_join(trained)} this way"
+            so = f"none reaches {and_join(trained)} this way"
         else:
-            yield f"gradients stop at: {at}; none would come, as nothing before it is trained here"
+            so = "none would come, as nothing before it is trained here"
+        yield from _wrapped("gradients stop at: ", f"{at}; {so}")
 
 
 def warnings(flow: Flow) -> Iterator[str]:
