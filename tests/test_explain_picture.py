@@ -10,11 +10,14 @@ import pytest
 from conftest import Said
 from own_systems import describe_cycle
 
+import dtrain
 from dtrain.explain.boxes import Arrow, Box, Graph, Line
 from dtrain.explain.layout import lay_out
 from dtrain.explain.picture import FONTS, Panel, picture, size_of
 
 Here = Callable[..., Said]
+FOLDER = Path(dtrain.__file__).parents[1] / "recipes"
+RECIPES = sorted(FOLDER.rglob("*.toml"))
 SVG = "{http://www.w3.org/2000/svg}"
 Rectangle = tuple[float, float, float, float]
 
@@ -112,6 +115,14 @@ def test_four_models_in_two_phases_fit(dtrain_here: Here, tmp_path: Path) -> Non
 def test_every_loss_of_the_gan_fits(dtrain_here: Here, gan: Path, loss: str) -> None:
     overrides = [f"system.loss={loss}", "system.r1=1.0"]
     assert_nothing_overlaps(drawn(dtrain_here, gan, *overrides))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(FOLDER).with_suffix("")))
+def test_every_shipped_recipe_is_explained(dtrain_here: Here, tmp_path: Path, path: Path) -> None:
+    said = dtrain_here("explain", path, "--svg", tmp_path / "picture.svg")
+    assert said.code == 0, said.errors
+    assert "warning" not in said.out
+    assert_nothing_overlaps(ElementTree.parse(tmp_path / "picture.svg").getroot())
 
 
 def test_names_are_escaped() -> None:
