@@ -16,7 +16,6 @@ import tomli
 
 from dtrain.backends.torch_schedules import Schedules
 from dtrain.checkpoint.folders import Place, choose
-from dtrain.checkpoint.format import folder_name
 from dtrain.checkpoint.read import all_tensors, checkpoints_in, open_checkpoint
 from dtrain.data.loader import Loader
 from dtrain.data.opening import open_examples
@@ -26,6 +25,7 @@ from dtrain.engines.base import Engine
 from dtrain.engines.launcher import contradictions
 from dtrain.engines.world import World, read_world
 from dtrain.errors import CheckpointError, DataError, DtrainError, LaunchError, RecipeError
+from dtrain.format.files import folder_name
 from dtrain.recipe.fit import check_fields, check_schedules, check_shares
 from dtrain.recipe.plan import pace_of
 from dtrain.recipe.values import Recipe
@@ -76,7 +76,7 @@ class Run:
         """What a checkpoint holds besides tensors."""
         choice = self.recipe.checkpoint
         best = None if self.best is None else {"metric": choice.best, "mode": choice.mode, "at": self.best}
-        own: dict[str, Any] = {"step": self.step, "best": best, "data": self.data}
+        own: dict[str, Any] = {"step": self.step, "total": self.total, "best": best, "data": self.data}
         own |= {"schedules": self.schedules.state(), "skipped": [self.skipped, self.skipped_in_a_row]}
         return own | self.engine.scalars()
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,11 +17,23 @@ import pytest
 import torch
 
 import dtrain
-from dtrain.checkpoint.format import PARTS
+from dtrain.backends.torch_weights import tensors_of as tensors_in
 from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
 from dtrain.cli.app import carry_out, main
 from dtrain.engines.processes import leave
 from dtrain.events import Saved
+from dtrain.format.files import (
+    FORMAT,
+    MANIFEST,
+    PARTS,
+    RECIPE,
+    STATE,
+    canonical,
+    folder_name,
+    hash_of,
+    sealed,
+)
+from dtrain.recipe.write import to_toml
 from dtrain.track.jsonl import read_metrics
 
 torch.set_num_threads(1)
@@ -142,6 +155,29 @@ kinds = ["jsonl"]
 """
 
 
+def stored(run: Path, recipe: str, *, step: int = 8, total: int = 8) -> Path:
+    """A checkpoint of a run that has no tensors: enough to know what its models are."""
+    checkpoint = run / "checkpoints" / folder_name(step)
+    checkpoint.mkdir(parents=True)
+    files = {RECIPE: recipe.encode(), STATE: canonical({"step": step, "total": total, "best": None})}
+    for name, data in files.items():
+        (checkpoint / name).write_bytes(data)
+    listed = {name: {"size": len(data), "hash": hash_of(data)} for name, data in files.items()}
+    manifest = {"format": FORMAT, "step": step, "files": listed, "tensors": {}, "environment": {}}
+    (checkpoint / MANIFEST).write_bytes(sealed(manifest))
+    return checkpoint
+
+
+@pytest.fixture(scope="session")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped recipes in a folder of their own, with their data, and the run that a teacher is from."""
+    folder = tmp_path_factory.mktemp("shipped")
+    recipes = Path(dtrain.__file__).parents[1] / "recipes"
+    shutil.copytree(recipes, folder / "recipes")
+    stored(folder / "runs/classifier/1", to_toml(dtrain.load(recipes / "classifier.toml")))
+    return folder / "recipes"
+
+
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep runs in this process off the GPU."""
@@ -167,6 +203,7 @@ def written(folder: Path, name: str, text: str) -> Path:
     for part, count in (("train", 20), ("test", 6)):
         arrays[f"{part}_image"] = random.integers(0, 256, (count, 8, 8), np.uint8)
         arrays[f"{part}_label"] = random.integers(0, 3, count)
+    folder.mkdir(exist_ok=True)
     np.savez(folder / "pictures.npz", **arrays)
     (folder / name).write_text(text)
     return folder / name
@@ -276,7 +313,7 @@ def tensors_of(checkpoint: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]
     return {
         f"{part}/{name}": (str(tensor.dtype), tuple(tensor.shape), tensor.numpy().tobytes())
         for part in PARTS
-        for name, tensor in opened.tensors(part).items()
+        for name, tensor in tensors_in(opened, part).items()
     }
 
 

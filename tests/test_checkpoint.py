@@ -22,12 +22,12 @@ from conftest import Said, cut_off, last_tensors, only_run, start, start_two, te
 from safetensors import safe_open
 
 import dtrain
-from dtrain.checkpoint.format import sealed
 from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
 from dtrain.checkpoint.write import assign
 from dtrain.cli.app import main
 from dtrain.errors import CheckpointError, DtrainError
 from dtrain.events import Evaluated
+from dtrain.format.files import sealed
 
 Here = Callable[..., Said]
 

@@ -24,14 +24,14 @@ LAYERS = (
     {"backends"},
     {"recipe"},
     {"systems", "data"},
-    {"spec"},
+    {"spec", "format"},
     {"errors"},
 )
 # Of no layer: the package and its program, and leaves, which import nothing of dtrain but errors.
 OUTSIDE = {"__init__", "__main__"}
 LEAVES = {"events", "pictures"}
 # Whoever reads these must not wait for a device's library, or have one.
-WITHOUT_LIBRARIES = ("recipe", "systems", "data", "spec", "errors", "events", "pictures")
+WITHOUT_LIBRARIES = ("recipe", "systems", "data", "spec", "format", "errors", "events", "pictures")
 LIBRARIES = {"torch", "jax", "accelerate", "deepspeed"}
 
 

@@ -85,8 +85,8 @@ def assert_comes_back(recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
-def test_a_shipped_recipe_comes_back_as_it_was(path: Path) -> None:
-    assert_comes_back(dtrain.load(path))
+def test_a_shipped_recipe_comes_back_as_it_was(shipped: Path, path: Path) -> None:
+    assert_comes_back(dtrain.load(shipped / path.name))
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import pytest
 from conftest import GAN, cut_off, written
 from hostile import FILES, HOSTILE, IMPORTS, SIZES
 
-from dtrain.checkpoint.format import MANIFEST, RECIPE, hash_of, sealed
 from dtrain.checkpoint.read import checkpoints_in
+from dtrain.format.files import MANIFEST, RECIPE, hash_of, sealed
 
 SECONDS, BYTES = 1.0, 200_000_000  # of the processor, and of memory
 PROGRAM = Path(__file__).with_name("hostile_process.py")

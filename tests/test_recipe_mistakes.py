@@ -75,7 +75,7 @@ MISTAKES = [  # what stands in the GAN's recipe, what instead with ^ before the 
     ('kinds = ["jsonl"]', 'kinds = [^"json"]', "track.kinds[0]", 'did you mean "jsonl"?'),
     ('kinds = ["jsonl"]', "kinds = ^3", "track.kinds", "found 3; an array would do"),
     ("[train]", "[^trains]", "trains", 'unknown key; did you mean "train"?'),
-    ("[models.generator]", "[^model.generator]", "model", 'unknown key; did you mean "models"?'),
+    ("[models.generator]", "[^model.generator]", "model", 'did you mean "models"?'),
     ("[models.discriminator]", "[models.^discriminater]", "models.discriminater", 'needs "discriminator"'),
     ("seed = 3", "seed = 3\n^kind = 3", "kind", "unknown key"),
 ]  # fmt: skip

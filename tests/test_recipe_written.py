@@ -31,8 +31,8 @@ def assert_comes_back(recipe: Recipe, path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
-def test_a_shipped_recipe_comes_back_as_it_was(path: Path, tmp_path: Path) -> None:
-    assert_comes_back(dtrain.load(path, imports=False), tmp_path / "again.toml")
+def test_a_shipped_recipe_comes_back_as_it_was(shipped: Path, path: Path, tmp_path: Path) -> None:
+    assert_comes_back(dtrain.load(shipped / path.name, imports=False), tmp_path / "again.toml")
 
 
 def test_a_recipe_put_together_from_files_references_and_stacks_comes_back_whole(tmp_path: Path) -> None:

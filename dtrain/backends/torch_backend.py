@@ -1,20 +1,29 @@
 """Specs as torch modules."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dtrain.backends.torch_batch_norm import RecordingBatchNorm
 from dtrain.backends.torch_imported import Site, build_imported_model
 from dtrain.backends.torch_layers import stack
+from dtrain.backends.torch_weights import load_weights
 from dtrain.spec.models import Model, ModelSpec
 from dtrain.spec.trust import EVERYTHING, Trust
 
 
 def build_model(name: str, spec: Model, *, seed: int, trust: Trust = EVERYTHING) -> nn.Module:
-    """Build a model on the CPU with its first weights, float32.
+    """Build a model on the CPU with its first weights: float32, or those of a checkpoint as they are there.
 
-    Raises RecipeError if it, or a layer of it, is imported and cannot be had.
+    Raises RecipeError if it, or a layer of it, is imported and cannot be had, and CheckpointError if its
+    checkpoint cannot be.
     """
+    module = _build(name, spec, seed, trust)
+    if spec.weights_from is not None:
+        load_weights(module, spec.weights_from)
+    return module
+
+
+def _build(name: str, spec: Model, seed: int, trust: Trust) -> nn.Module:
     if not isinstance(spec, ModelSpec):
         return build_imported_model(name, spec, seed=seed, trust=trust)
     module: nn.Module = stack(spec.layers, spec.input, Site(name, seed, trust))
@@ -28,11 +37,3 @@ def build_model(name: str, spec: Model, *, seed: int, trust: Trust = EVERYTHING)
 def batch_norms(module: nn.Module) -> list[RecordingBatchNorm]:
     """The batch normalisations inside a model, in order."""
     return [child for child in module.modules() if isinstance(child, RecordingBatchNorm)]
-
-
-def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Everything of a model that a checkpoint holds: parameters and persistent buffers, each once."""
-    state = module.state_dict(keep_vars=True)
-    kept = {id(tensor) for tensor in state.values()}
-    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-    return {name: tensor for name, tensor in tensors.items() if id(tensor) in kept}

@@ -12,10 +12,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-from dtrain.checkpoint.format import MANIFEST, RECIPE, write_synced
 from dtrain.checkpoint.read import checkpoints_in, step_of
 from dtrain.checkpoint.write import PARTIAL
 from dtrain.errors import CheckpointError
+from dtrain.format.files import MANIFEST, RECIPE, write_synced
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """Ready models out of a checkpoint, without its run."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
-from dtrain.backends.torch_backend import build_model, named_tensors
+from dtrain.backends.torch_backend import build_model
+from dtrain.backends.torch_weights import named_tensors, restore_tensors, tensors_of
 from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
-from dtrain.engines.torch_state import restore_tensors
 from dtrain.errors import CheckpointError
 from dtrain.recipe.load import from_checkpoint
 from dtrain.spec.models import ModelSpec
@@ -29,9 +30,9 @@ def load_models(
     inside = checkpoints_in(path)
     checkpoint = open_checkpoint(inside[-1] if inside else path)
     recipe = from_checkpoint(checkpoint.recipe, folder=checkpoint.path, trust=trusted)
-    weights = checkpoint.tensors("models")
+    weights = tensors_of(checkpoint, "models")
     if averages:
-        weights |= checkpoint.tensors("averages")
+        weights |= tensors_of(checkpoint, "averages")
     models = {}
     for name, spec in recipe.models.items():
         given = {key.partition("/")[2]: value for key, value in weights.items() if key.startswith(f"{name}/")}
@@ -39,7 +40,7 @@ def load_models(
         if isinstance(spec, ModelSpec) and spec.parameter_count() > held:  # before memory is asked for
             needed = f"{spec.parameter_count():,} weights, and the checkpoint holds {held:,} numbers of it"
             raise CheckpointError(f"{checkpoint.path}: models.{name} has {needed}")
-        module = build_model(name, spec, seed=recipe.seed, trust=trusted)
+        module = build_model(name, replace(spec, weights_from=None), seed=recipe.seed, trust=trusted)
         if recipe.train.precision == "fp64":
             module.double()
         try:

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from dtrain.checkpoint.format import (
+from dtrain.checkpoint.read import checkpoints_in
+from dtrain.engines.base import Engine
+from dtrain.errors import CheckpointError
+from dtrain.format.files import (
     FORMAT,
     MANIFEST,
     PARTS,
@@ -23,9 +26,6 @@ from dtrain.checkpoint.format import (
     sync,
     write_synced,
 )
-from dtrain.checkpoint.read import checkpoints_in
-from dtrain.engines.base import Engine
-from dtrain.errors import CheckpointError
 
 PARTIAL = ".partial"  # beside checkpoints/: what is being written or removed
 

@@ -11,9 +11,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dtrain.backends.torch_backend import batch_norms, build_model, named_tensors
+from dtrain.backends.torch_backend import batch_norms, build_model
 from dtrain.backends.torch_ops import TorchOps, seed_generators
 from dtrain.backends.torch_optimizers import build_optimizer
+from dtrain.backends.torch_weights import named_tensors, restore_tensors
 from dtrain.data.order import MicroBatch
 from dtrain.data.source import Batch
 from dtrain.engines.base import Fault, Key, Measured, Part, Update
@@ -21,7 +22,7 @@ from dtrain.engines.exchange import gather_json
 from dtrain.engines.finite import Shown, Watch, all_finite, as_json, first_of, sums, weights_fault
 from dtrain.engines.precision import HALF, check_precision, in_full
 from dtrain.engines.statistics import IDLE, Notes, average_notes, loose_buffers, take_notes
-from dtrain.engines.torch_state import Optimizers, restore_tensors
+from dtrain.engines.torch_state import Optimizers
 from dtrain.spec.keys import seed_of
 from dtrain.spec.models import Model
 from dtrain.spec.optimizers import Optimizer

@@ -87,28 +87,6 @@ class Optimizers:
             )
 
 
-def restore_tensors(
-    own: Mapping[str, Mapping[str, Tensor]], given: Mapping[str, Mapping[str, Tensor]]
-) -> None:
-    """Copy tensors in place, part by part. Raises CheckpointError unless names and shapes are the same."""
-    for part, tensors in own.items():
-        found = given.get(part, {})
-        wrong = [f"missing {name}" for name in tensors.keys() - found.keys()]
-        wrong += [f"unexpected {name}" for name in found.keys() - tensors.keys()]
-        wrong += [
-            f"{name} is {tuple(found[name].shape)}, not {tuple(tensor.shape)}"
-            for name, tensor in tensors.items()
-            if name in found and found[name].shape != tensor.shape
-        ]
-        if wrong:
-            more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-            raise CheckpointError(f"{part} do not fit the recipe: {'; '.join(sorted(wrong)[:8])}{more}")
-    with torch.no_grad():
-        for part, tensors in own.items():
-            for name, tensor in tensors.items():
-                tensor.copy_(given[part][name])
-
-
 def _check_shapes(name: str, entry: Mapping[str, Any], parameter: Tensor) -> None:
     for key in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
         value = entry.get(key)

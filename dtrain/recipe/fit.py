@@ -80,7 +80,7 @@ def misfits(values: Mapping[str, Any], document: Document) -> list[RecipeError]:
 def outside(values: Mapping[str, Any], document: Document) -> Iterator[RecipeError]:
     """Every path of a stranger's recipe that leads out of its folder, but for those of the command line."""
     for key, path in data_paths(values):
-        if _is_outside(key, path, document):
+        if is_outside(key, path, document):
             said = (
                 f"{path} lies outside of the recipe's folder, and it is not trusted; give it as an argument"
             )
@@ -89,7 +89,8 @@ def outside(values: Mapping[str, Any], document: Document) -> Iterator[RecipeErr
             yield RecipeError(key, f"{link} leads out of the recipe's folder, and it is not trusted")
 
 
-def _is_outside(key: str, path: Path, document: Document) -> bool:
+def is_outside(key: str, path: Path, document: Document) -> bool:
+    """Whether a path that a stranger's recipe has under a key leads out of its folder."""
     text, folder = document.said_at(placed(key)).text, document.main.folder.resolve()
     is_users_own = not text.is_file or not text.folder.resolve().is_relative_to(folder)  # --set-file
     if document.trust.everything or is_users_own:
@@ -122,7 +123,7 @@ def data_paths(values: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
 def missing_files(values: Mapping[str, Any], document: Document) -> Iterator[RecipeError]:
     """Every path of the data that leads nowhere, with one that is there and near; not those outside."""
     for key, path in data_paths(values):
-        if _is_outside(key, path, document):
+        if is_outside(key, path, document):
             continue
         if not os.path.exists(path):
             written = str(at(document.table, placed(key)))

@@ -20,6 +20,7 @@ from dtrain.recipe.parts import decode_parts
 from dtrain.recipe.plan import pace_of
 from dtrain.recipe.references import resolve
 from dtrain.recipe.stacks import expand
+from dtrain.recipe.stored import fill_in
 from dtrain.recipe.texts import Text, parse
 from dtrain.recipe.values import Recipe
 from dtrain.spec.decode import TOO_MANY
@@ -93,6 +94,7 @@ def from_document(document: Document, *, imports: bool = True, vets: bool = True
     environment = os.environ if document.trust.everything else None
     resolved = resolve(document, environment, lambda place: _takes_environment(document.table, place))
     document.table, document.said, document.errors = resolved.table, resolved.said, resolved.errors
+    fill_in(document)
     spread = _spread_star(document)
     parts = decode_parts(document.table)
     if len(parts.errors) > TOO_MANY:

@@ -12,6 +12,7 @@ from dtrain.errors import RecipeError
 from dtrain.recipe.keys import TOP
 from dtrain.recipe.values import Recipe
 from dtrain.spec.decode import BROKEN, MANY, TOO_MANY, Decoder, fields_of
+from dtrain.spec.models import StoredModel
 from dtrain.spec.words import dotted, nearest, show
 
 MODEL = re.compile(r"[\w-]+")  # the name of one
@@ -63,7 +64,7 @@ def decode_parts(table: Mapping[str, Any]) -> Parts:
                     said = f"found {show(name)}; letters, digits, dashes and underscores would do"
                     decoder.mistakes.append(RecipeError(dotted((key, name)), said, is_key=True))
                 value = decoder.read(inside, item, (key, name))
-                if value is not BROKEN:
+                if value is not BROKEN and not isinstance(value, StoredModel):  # that is not what it is yet
                     entries[name] = value
                 if len(decoder.mistakes) > TOO_MANY:
                     break

@@ -25,7 +25,7 @@ from dtrain.spec.initial import Initial
 from dtrain.spec.layers import ImportedLayer, Layer
 from dtrain.spec.lengths import Span
 from dtrain.spec.losses import Term
-from dtrain.spec.models import ModelSpec
+from dtrain.spec.models import ModelSpec, StoredModel
 from dtrain.spec.optimizers import ImportedOptimizer, Optimizer
 from dtrain.spec.rates import ImportedSchedule
 from dtrain.spec.schedules import Part, RateSchedule
@@ -66,7 +66,9 @@ def parts() -> dict[str, str]:
         "phases": rows(PhaseTable),
         "terms": rows(Term),
         "ops": ops_in_words(),
-        "models": rows(ModelSpec),
+        "models": "\n".join(
+            [rows(ModelSpec), *_kind("`checkpoint`", StoredModel, [*fields_of(StoredModel)])]
+        ),
         "layers": "\n".join(family(Layer, ImportedLayer)),
         "initial": "\n".join(family(Initial)),
         "optimizers": "\n".join(family(Optimizer, ImportedOptimizer)),

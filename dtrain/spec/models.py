@@ -1,8 +1,9 @@
-"""A model as data: an input shape and a list of layers, or a class given by its import path."""
+"""A model as data: an input shape and layers, a class given by its import path, or out of a checkpoint."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dtrain.spec.blocks import LARGEST, Layers, Row, count, parameters, shape_after, walk
@@ -10,10 +11,24 @@ from dtrain.spec.initial import Shape
 from dtrain.spec.keys import generator
 from dtrain.spec.layers import ImportedLayer
 from dtrain.spec.losses import Terms
-from dtrain.spec.table import Imported, OneOf, Sides, Table, Wrong, empty, table
+from dtrain.spec.table import Imported, OneOf, Sides, Table, Wrong, empty, kind, table
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+@table
+class WeightsFrom(Table):
+    """The checkpoint that a model's first weights come from.
+
+    `path` is a checkpoint's folder; or a run's: its best checkpoint, or else its newest; or runs/NAME: that
+    of the newest finished run. A resolved recipe names the checkpoint itself.
+    """
+
+    path: Path  # of a checkpoint, a run, or runs/NAME: its newest finished run
+    model: str  # its name there
+    averages: bool = True  # its moving average, where it has one
+    checksum: str | None = None  # the checkpoint's own; dtrain notes it, so that no other is taken later
 
 
 @table
@@ -22,6 +37,7 @@ class ModelSpec(Table):
 
     input: Sides  # without the batch axis: [1, 28, 28]
     layers: Layers  # in order; each takes what the one before gives
+    weights_from: WeightsFrom | None = None  # a checkpoint to begin with; drawn at random if left out
     # its own terms in the loss of every phase that updates it; of system.kind = "composed" alone
     losses: Terms = field(default_factory=empty)
 
@@ -68,9 +84,21 @@ class ImportedModel(Imported):
 
     # its own terms in the loss of every phase that updates it; of system.kind = "composed" alone
     losses: Terms = field(default_factory=empty)
+    weights_from: WeightsFrom | None = None  # a checkpoint to begin with
 
 
-Model = ModelSpec | Imported
+@kind(ModelSpec, "checkpoint")
+class StoredModel(WeightsFrom):
+    """A model out of a checkpoint, layers and weights: to be frozen, or trained on.
+
+    In a resolved recipe it is a model like any other, with its layers and `weights_from`.
+    """
+
+    # its own terms in the loss of every phase that updates it; of system.kind = "composed" alone
+    losses: Terms = field(default_factory=empty)
+
+
+Model = ModelSpec | ImportedModel
 AnyModel = Annotated[Model, OneOf(ModelSpec, ImportedModel, otherwise=ModelSpec)]
 
 

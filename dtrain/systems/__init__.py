@@ -1,6 +1,16 @@
 """Systems by kind: importing this package registers the built-in ones."""
 
-from dtrain.systems import adversarial, autoencoder, classifier, composed, diffusion, gan, language_model, vae
+from dtrain.systems import (
+    adversarial,
+    autoencoder,
+    classifier,
+    composed,
+    diffusion,
+    distillation,
+    gan,
+    language_model,
+    vae,
+)
 
 __all__ = [
     "adversarial",
@@ -8,6 +18,7 @@ __all__ = [
     "classifier",
     "composed",
     "diffusion",
+    "distillation",
     "gan",
     "language_model",
     "vae",

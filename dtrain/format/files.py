@@ -1,4 +1,4 @@
-"""How a checkpoint lies on disk: names, hashes, and the manifest that makes it whole."""
+"""A checkpoint's files: their names, hashes, and the manifest that makes it whole."""
 
 import json
 import os
