@@ -37,21 +37,37 @@ TRANSFORMER: Table = {
 }
 
 
-def case(model: Table, tolerance: float) -> Case:
-    system = {
-        "kind": "language_model",
-        "input": "before",
-        "target": "after",
-        "weight": "counts",
-        "sample": {"length": 4},
-    }
+NAMED: Table = {
+    "kind": "language_model",
+    "input": "before",
+    "target": "after",
+    "weight": "counts",
+    "sample": {"length": 4},
+}
+COMPOSED: Table = {
+    "kind": "composed",
+    "items": "sum(counts)",
+    "values": {"nats": "cross_entropy(language_model(before), after, weight=counts)"},
+    "phases": [
+        {
+            "updates": ["language_model"],
+            "losses": {"surprise": "nats"},
+            "logs": {"bits_per_character": f"{1 / math.log(2)} * detach(nats)"},
+        }
+    ],
+    "evaluate": {"loss": "nats", "bits_per_character": f"{1 / math.log(2)} * nats"},
+}
+
+
+def case(system: Table, model: Table, tolerance: float) -> Case:
     optimizers = {"language_model": {**ADAMW, "clip": 0.3}}
     return Case(recipe(system, {"language_model": model}, optimizers, language_model=0.9), tolerance)
 
 
 CASES: Mapping[str, Case] = {
-    "language_model, gru": case(RECURRENT, 1e-12),
-    "language_model, attention": case(TRANSFORMER, 1e-9),
+    "language_model, gru": case(NAMED, RECURRENT, 1e-12),
+    "language_model, attention": case(NAMED, TRANSFORMER, 1e-9),
+    "language_model, composed": case(COMPOSED, RECURRENT, 1e-12),
 }
 
 
@@ -125,6 +141,8 @@ def train(recipe: Mapping[str, Any], data: Numbers, first: Numbers) -> Numbers:
         sums = [surprise(model, indices) for indices, _ in plain.micro_batches()]
         loss = sum(value for value, _ in sums) / sum(count for _, count in sums)
         means = {"loss": loss.item(), "bits_per_character": loss.item() / math.log(2)}
+        if recipe["system"]["kind"] == "composed":
+            means["surprise"] = loss.item()
         plain.finish({"language_model": parameters}, torch.autograd.grad(loss, parameters), means)
 
     mean = plain.averages["language_model"].eval()
