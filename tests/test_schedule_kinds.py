@@ -1,12 +1,15 @@
 """dtrain's own schedules follow their formulas and torch's schedulers, with lengths of every sort."""
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import CLASSIFIER, written
 from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
@@ -284,3 +287,49 @@ def test_a_share_is_of_the_run_or_of_the_part() -> None:
 def test_a_length_beyond_any_run_is_no_overflow() -> None:
     pace = Pace(30, 100, 1, partial(steps_for, phases((1, 1))))
     assert pace.steps(decoded(Length, {"epochs": 1e300})) > 2**60
+
+
+# --- what does not fit a run ---
+
+# A schedule of the classifier, whose run has 6 steps, 3 an epoch of 20 examples; the key; what is said.
+LINE = 'schedule = { kind = "linear" }'
+UNFIT = [
+    ('kind = "cosine", warmup = 7', "warmup", "found 7, but the whole run has 6 steps"),
+    ('kind = "cosine", warmup = { epochs = 3 }', "warmup", "found { epochs = 3 }, 9 steps, but"),
+    ('kind = "cosine", warmup = { epochs = 1, share = 0.5 }', "warmup.share", "give one of"),
+    ('kind = "cosine", warmup = { epoch = 1 }', "warmup.epoch", 'did you mean "epochs"?'),
+    ('kind = "cosine", warmup = {}', "warmup", "give one of `epochs`, `examples` and `share`"),
+    ('kind = "step", milestones = [2, 4, 4]', "milestones[2]", "the one before it is at 4"),
+    ('kind = "step", milestones = [4, { epochs = 1 }]', "milestones[1]", "{ epochs = 1 }, 3 steps, but"),
+    ('kind = "step", milestones = [9]', "milestones[0]", "the whole run has 6 steps"),
+    ('kind = "step", every = { share = 0.01 }', "every", "0 steps, which is no step"),
+    ('kind = "step", every = 0', "every", "found 0; a number above 0 would do"),
+    ('kind = "step", every = 1, milestones = [2]', "every", "give either `milestones` or `every`"),
+    ('kind = "one_cycle", rise = { examples = 100 }', "rise", "{ examples = 100 }, 15 steps"),
+    ('kind = "warmup_stable_decay", warmup = 4, decay = 3', "decay", "leaves 2 of the run's 6 steps"),
+    ('kind = "warmup_stable_decay", shape = "exponential"', "floor", "never reaches 0"),
+    ('kind = "plateau", monitor = "evaluate/los"', "monitor", 'did you mean "evaluate/loss"?'),
+    ('kind = "plateau", monitor = "evaluate/loss", warmup = 8', "warmup", "the whole run has 6 steps"),
+    ('kind = "plateau"', "monitor", "required, but missing"),
+    (f"{{ROW}} [{{ length = 2, {LINE} }}, {{ length = {{ epochs = 2 }}, {LINE} }}, {{ {LINE} }}]",
+     "parts[1].length", "6 steps, which leaves nothing of the run's 6 steps for the last part"),
+    (f'{{ROW}} [{{ length = 2, schedule = {{ kind = "linear", warmup = 3 }} }}, {{ {LINE} }}]',
+     "parts[0].schedule.warmup", "found 3, but the whole part has 2 steps"),
+    (f"{{ROW}} [{{ {LINE} }}, {{ {LINE} }}]", "parts[0].length", "required, but missing"),
+    (f"{{ROW}} [{{ length = 2, {LINE} }}]", "parts[0].length", "leave its length out"),
+    ('{ROW} [{ schedule = { kind = "plateau" } }]', "parts[0].schedule.kind", "unknown kind"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schedule", "key", "said"), UNFIT)
+def test_a_schedule_that_does_not_fit_the_run_is_a_mistake_at_its_line(
+    tmp_path: Path, dtrain_here: Callable[..., Any], schedule: str, key: str, said: str
+) -> None:
+    table = "{ " + schedule.replace("{ROW}", 'kind = "sequence", parts =') + " }"
+    text = CLASSIFIER.replace("lr = 1e-2", f"lr = 1e-2\nschedule = {table}")
+    recipe = written(tmp_path, "unfit.toml", text)
+    line = text[: text.index("schedule = {")].count("\n") + 1
+    found = dtrain_here("check", recipe)
+    assert (found.code, said in found.errors) == (2, True), found.errors
+    assert re.search(rf"^{recipe}:{line}:\d+: ", found.errors), found.errors
+    assert f"optimizers.classifier.schedule.{key}" in found.errors

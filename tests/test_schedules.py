@@ -257,16 +257,20 @@ def plain(folder: Path, schedule: str, **lines: str) -> Path:
 
 
 PLATEAU, EVALUATED = f'kind = "{TORCH}ReduceLROnPlateau"', 'monitor = "evaluate/loss"'
+HANDS = ["OneCycleLR", "plateau", "ReduceLROnPlateau"]
 DROPS = f"{{ {PLATEAU}, patience = 0, threshold = 0.2, {EVALUATED} }}"
 BY_HAND: dict[str, Make] = {
     f'{{ kind = "{TORCH}OneCycleLR", max_lr = 0.1, total_steps = 12 }}': lambda optimizer: (
         lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=12)
     ),
+    f'{{ kind = "plateau", patience = 0, threshold = 0.2, factor = 0.5, {EVALUATED} }}': lambda optimizer: (
+        lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.2, factor=0.5)
+    ),
     DROPS: lambda optimizer: lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.2),
 }
 
 
-@pytest.mark.parametrize(("schedule", "make"), BY_HAND.items(), ids=["OneCycleLR", "ReduceLROnPlateau"])
+@pytest.mark.parametrize(("schedule", "make"), BY_HAND.items(), ids=HANDS)
 def test_a_run_equals_a_loop_by_hand(tmp_path: Path, on_cpu: None, schedule: str, make: Make) -> None:
     recipe = dtrain.load(plain(tmp_path, schedule, epochs="6"))
     model = build_model("classifier", recipe.models["classifier"], seed=recipe.seed)
@@ -294,7 +298,7 @@ def test_a_run_equals_a_loop_by_hand(tmp_path: Path, on_cpu: None, schedule: str
         assert tensor.numpy().tobytes() == own[name].numpy().tobytes(), name
 
 
-@pytest.mark.parametrize("schedule", BY_HAND, ids=["OneCycleLR", "ReduceLROnPlateau"])
+@pytest.mark.parametrize("schedule", BY_HAND, ids=HANDS)
 def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(
     tmp_path: Path, on_cpu: None, schedule: str
 ) -> None:
@@ -413,3 +417,10 @@ def test_the_plan_names_a_schedule_by_its_path(tmp_path: Path, dtrain_here: Call
     text = GAN.replace('{ kind = "cosine", warmup = 4 }', f'{{ kind = "{TORCH}StepLR", step_size = 3 }}')
     said = dtrain_here("check", written(tmp_path, "gan.toml", text))
     assert f"adam lr 0.002 {TORCH}StepLR" in said.out, said.errors
+
+
+def test_the_plan_draws_the_rates_of_a_run(tmp_path: Path, dtrain_here: Callable[..., Any]) -> None:
+    schedule = '{ kind = "linear", warmup = { share = 0.5 }, floor = 0.25 }'
+    text = CLASSIFIER.replace("lr = 1e-2", f"lr = 1e-2\nschedule = {schedule}")
+    said = dtrain_here("check", written(tmp_path, "drawn.toml", text))
+    assert "  classifier  ▃▆██▅▃  0.0025 to 0.01 (step 3), 0.00333 at first, 0.0025 at last" in said.out

@@ -1,15 +1,23 @@
 """A recipe's plan as text."""
 
 import math
+import sys
 
 from dtrain.data.source import Description
-from dtrain.recipe.plan import checkpoint_size, plan_memory, total_steps
+from dtrain.recipe.plan import checkpoint_size, pace_of, plan_memory, total_steps
 from dtrain.recipe.values import Recipe
 from dtrain.spec.blocks import Row
 from dtrain.spec.initial import Shape
 from dtrain.spec.layers import title
+from dtrain.spec.misfits import every_length
 from dtrain.spec.models import Model, ModelSpec
+from dtrain.spec.rates import Plateau
+from dtrain.spec.schedules import Constant, Schedule, in_steps
 from dtrain.spec.table import Imported
+
+BARS = "▁▂▃▄▅▆▇█"
+WIDTH = 48  # bars of a picture
+SAMPLES = 2_000  # steps that are looked at
 
 
 def print_plan(recipe: Recipe, data: Description | None, processes: int) -> None:
@@ -18,6 +26,8 @@ def print_plan(recipe: Recipe, data: Description | None, processes: int) -> None
     for name, model in recipe.models.items():
         print("\n".join(model_lines(name, model)), end="\n\n")
     print("\n".join(phase_lines(recipe)), end="\n\n")
+    if rates := rate_lines(recipe, examples):
+        print("\n".join(rates), end="\n\n")
     print("\n".join(data_lines(recipe, examples, processes)), end="\n\n")
     print("\n".join(memory_lines(recipe)))
 
@@ -63,6 +73,47 @@ def rate_text(recipe: Recipe, name: str) -> str:
     kind = optimizer.kind or getattr(optimizer, "path", "")
     schedule = optimizer.schedule
     return f"{kind} lr {optimizer.lr:g} {getattr(schedule, 'path', schedule.kind)}{clip}"
+
+
+def rate_lines(recipe: Recipe, examples: int | None) -> list[str]:
+    """The learning rates over the run, of those that a schedule of dtrain's own moves."""
+    pace = pace_of(recipe.train, recipe.system, examples)
+    lines = []
+    width = max(map(len, recipe.optimizers), default=0)
+    for name, optimizer in recipe.optimizers.items():
+        schedule = optimizer.schedule
+        if schedule == Constant() or pace is None or not all(map(pace.knows, every_length(schedule))):
+            continue
+        if isinstance(schedule, Schedule):
+            lines.append(
+                f"  {name:<{width}}  {rates_text(optimizer.lr, in_steps(schedule, pace), pace.total)}"
+            )
+        elif isinstance(schedule, Plateau):
+            lowest = f" down to {optimizer.lr * schedule.floor:.3g}" if schedule.floor else ""
+            when = f"whenever {schedule.monitor} has not improved for {schedule.patience + 1} evaluations"
+            lines.append(f"  {name:<{width}}  {optimizer.lr:.3g}, times {schedule.factor:g} {when}{lowest}")
+    return ["learning rates over the run", *lines] if lines else []
+
+
+def rates_text(lr: float, schedule: Schedule, total: int) -> str:
+    """A picture of a learning rate, and the numbers that it goes through: first, highest, lowest, last."""
+    steps = sorted({round(n * (total - 1) / (SAMPLES - 1)) for n in range(SAMPLES)})
+    rates = [lr * schedule(step, total) for step in steps]
+    highest, lowest = max(rates), min(rates)
+    bars = [rates[n * len(rates) // WIDTH] for n in range(WIDTH)] if len(rates) > WIDTH else rates
+    heights = [round(rate / highest * (len(BARS) - 1)) if highest else 0 for rate in bars]
+    picture = "".join(BARS[height] for height in heights)
+    ends = f"{rates[0]:.3g} at first, {rates[-1]:.3g} at last"
+    said = f"{lowest:.3g} to {highest:.3g} (step {steps[rates.index(highest)] + 1:,}), {ends}"
+    return f"{picture}  {said}" if _can_print(picture) else said
+
+
+def _can_print(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def data_lines(recipe: Recipe, examples: int | None, processes: int) -> list[str]:

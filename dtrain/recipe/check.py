@@ -1,5 +1,6 @@
 """What must agree between the tables of a recipe, found before anything is built."""
 
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,10 +11,9 @@ from dtrain.spec.blocks import LayerError, shape_after
 from dtrain.spec.lengths import Pace
 from dtrain.spec.misfits import misfits
 from dtrain.spec.models import Model, ModelSpec
-from dtrain.spec.optimizers import Optimizer
 from dtrain.spec.schedules import RateSchedule
 from dtrain.spec.table import Wrong
-from dtrain.spec.words import dotted, either, nearest, show
+from dtrain.spec.words import Place, dotted, either, nearest, show
 from dtrain.systems.base import System
 from dtrain.systems.composed import Composed
 
@@ -203,9 +203,26 @@ def _counts(model: ModelSpec) -> bool:
         return True
 
 
-def unfit_schedules(optimizers: Mapping[str, Optimizer], pace: Pace | None) -> Iterator[RecipeError]:
+def unfit_schedules(tables: Mapping[str, Any], pace: Pace | None) -> Iterator[RecipeError]:
     """Lengths of schedules that do not fit the run; of a run without a pace only the data can tell."""
-    for name, optimizer in optimizers.items():
-        if pace is not None and isinstance(optimizer.schedule, RateSchedule):
-            for wrong in misfits(optimizer.schedule, pace):
-                yield RecipeError(f"{dotted(('optimizers', name))}.schedule.{wrong.at}", str(wrong))
+    if pace is None:
+        return
+    for key in ("system", "models", "optimizers"):
+        for place, schedule in _schedules(tables.get(key), (key,)):
+            for wrong in misfits(schedule, pace):
+                yield RecipeError(f"{dotted(place)}.{wrong.at}", str(wrong))
+
+
+def _schedules(value: Any, place: Place) -> Iterator[tuple[Place, RateSchedule]]:
+    """Every schedule in a table: of a learning rate, or of the weight of a loss."""
+    if isinstance(value, RateSchedule):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _schedules(item, (*place, key))
+    elif isinstance(value, tuple):
+        for number, item in enumerate(value):
+            yield from _schedules(item, (*place, number))
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _schedules(getattr(value, field.name), (*place, field.name))

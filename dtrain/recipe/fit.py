@@ -52,7 +52,7 @@ def check_data(recipe: Recipe, document: Document, processes: int) -> Descriptio
     examples = recipe.train.batch_size if data is None else data.count
     errors += share_problems(recipe, examples, processes)
     if data is not None:
-        errors += unfit_schedules(recipe.optimizers, pace_of(recipe.train, recipe.system, data.count))
+        errors += unfit_schedules(values, pace_of(recipe.train, recipe.system, data.count))
     if errors:
         raise located(document, errors)
     return data
@@ -182,7 +182,7 @@ def check_shares(recipe: Recipe, examples: int, processes: int) -> None:
 
 def check_schedules(recipe: Recipe, pace: Pace) -> None:
     """Raise RecipeErrors unless the lengths of schedules fit the run."""
-    if errors := list(unfit_schedules(recipe.optimizers, pace)):
+    if errors := list(unfit_schedules(vars(recipe), pace)):
         raise RecipeErrors(errors, recipe.name)
 
 

@@ -113,7 +113,7 @@ def from_document(document: Document, *, imports: bool = True, vets: bool = True
         errors += misfits(parts.values, document)
     if "train" in parts.values:
         pace = pace_of(parts.values["train"], parts.values.get("system"), None)
-        errors += unfit_schedules(parts.values.get("optimizers", {}), pace)
+        errors += unfit_schedules(parts.values, pace)
     if errors:
         raise located(document, errors)
     return _without(parts.recipe(), spread)

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from dtrain.spec.lengths import Length, Pace, length_keys
 from dtrain.spec.schedules import Exponential, RateSchedule, Sequence, Step, WarmupStableDecay, paces
 from dtrain.spec.table import Wrong
-from dtrain.spec.words import show
 
 Whole = Literal["run", "part"]  # what a schedule takes for the whole
 NONE_NEEDED = ("warmup", "rise", "decay")  # lengths of which there may be none
@@ -46,6 +45,18 @@ def lengths_of(schedule: RateSchedule) -> Iterator[tuple[str, Length]]:
             yield key, value
 
 
+def every_length(schedule: Any) -> Iterator[Length]:
+    """Every length of a schedule and of the parts in it."""
+    if isinstance(schedule, Sequence):
+        for part in schedule.parts:
+            yield from () if part.length is None else (part.length,)
+            yield from every_length(part.schedule)
+    elif isinstance(schedule, RateSchedule):
+        for key in length_keys(type(schedule)):
+            value = getattr(schedule, key)
+            yield from value if isinstance(value, tuple) else () if value is None else (value,)
+
+
 def _not_rising(milestones: Mapping[str, Length], pace: Pace) -> Iterator[Wrong]:
     """Milestones that are not after the one before them."""
     for (_, before), (key, after) in pairwise(milestones.items()):
@@ -78,5 +89,6 @@ def _found(length: Length, pace: Pace) -> str:
     """A length as it was written, and in steps."""
     if isinstance(length, int):
         return f"found {length}"
-    written = {key: value for key, value in vars(length).items() if value is not None}
-    return f"found {show(written)}, {pace.steps(length)} steps"
+    ((key, value),) = ((key, value) for key, value in vars(length).items() if value is not None)
+    written = f"{value:g}" if isinstance(value, float) else value
+    return f"found {{ {key} = {written} }}, {pace.steps(length)} steps"
