@@ -333,3 +333,19 @@ def test_a_schedule_that_does_not_fit_the_run_is_a_mistake_at_its_line(
     assert (found.code, said in found.errors) == (2, True), found.errors
     assert re.search(rf"^{recipe}:{line}:\d+: ", found.errors), found.errors
     assert f"optimizers.classifier.schedule.{key}" in found.errors
+
+
+def test_the_weight_of_a_loss_has_a_schedule_that_fits_the_run(
+    tmp_path: Path, dtrain_here: Callable[..., Any]
+) -> None:
+    said = (
+        'losses.rise = { of = "mean(classifier(image))", '
+        'schedule = { kind = "linear", warmup = { epochs = 3 } } }'
+    )
+    composed = f'[system]\nkind = "composed"\n\n[[system.phases]]\nupdates = ["classifier"]\n{said}\n'
+    text = CLASSIFIER.replace('[system]\nkind = "classifier"\nlabel_smoothing = 0.1\n', composed)
+    found = dtrain_here("check", written(tmp_path, "unfit.toml", text))
+    assert "system.phases[0].losses.rise.schedule.warmup: found { epochs = 3 }, 9 steps, but" in found.errors
+    text = text.replace("epochs = 3 }", "epochs = 1 }").replace("evaluate = 2", "evaluate = 0")
+    found = dtrain_here("check", written(tmp_path, "fit.toml", text))
+    assert (found.code, found.errors) == (0, "")

@@ -12,7 +12,7 @@ from dtrain.spec.lengths import Pace
 from dtrain.spec.misfits import misfits
 from dtrain.spec.models import Model, ModelSpec
 from dtrain.spec.schedules import RateSchedule
-from dtrain.spec.table import Wrong
+from dtrain.spec.table import Wrong, key_of
 from dtrain.spec.words import Place, dotted, either, nearest, show
 from dtrain.systems.base import System
 from dtrain.systems.composed import Composed
@@ -225,4 +225,4 @@ def _schedules(value: Any, place: Place) -> Iterator[tuple[Place, RateSchedule]]
             yield from _schedules(item, (*place, number))
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
-            yield from _schedules(getattr(value, field.name), (*place, field.name))
+            yield from _schedules(getattr(value, field.name), (*place, key_of(field.name)))
