@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from agreement.cases import CASES, FROZEN, write_examples
 from agreement.ranks import ready, watch_updates
 from conftest import Said
@@ -13,7 +14,12 @@ from own_systems import SAID, describe_own
 
 import dtrain
 from dtrain.data.opening import describe
+from dtrain.explain.expressions import expression
 from dtrain.explain.flow import Flow
+from dtrain.explain.gradients import reach_of
+from dtrain.explain.names import name_values
+from dtrain.explain.record import Recorder
+from dtrain.explain.text import phase_lines
 from dtrain.explain.trace import trace
 from dtrain.recipe.load import from_table
 
@@ -102,6 +108,58 @@ def test_a_system_of_ones_own_is_followed_to_its_every_value(dtrain_here: Here, 
     assert said.code == 0, said.errors
     for line in SAID:
         assert line in said.out
+
+
+def test_values_in_a_recipe_keep_their_names(dtrain_here: Here) -> None:
+    said = dtrain_here("explain", Path(dtrain.__file__).parents[1] / "recipes" / "composed" / "gan.toml")
+    critic, generator = said.out.split("\n\n")[1:3]
+    assert re.search(r"fake = detach\(generator\(normal\(32, 16\)\)\) +\(32, 1, 28, 28\)", critic)
+    assert "loss = real + fake_loss\n      real       reaches discriminator\n" in critic
+    assert "loss = mean(softplus(-discriminator(generator(normal(32, 16)))))" in generator
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda x, y: x - (y - x) - (x + y),
+        lambda x, y: (x - y) * 2 + 3 * (1 - x) / (y / x),
+        lambda x, y: -(x**2) + (-x) ** 2 + 2**x + (x + y) ** 2 + x ** (y - 1) + x**-1,
+        lambda x, y: (x @ y.T)[0, 1:] + x.mean() * (x > y)[0, :1],
+        lambda x, y: ((x > 0) == (y > 0)) & (x < y),
+        lambda x, y: sum([x, y, x * y]) / (1 + x.exp().sum(1, keepdim=True)),
+        lambda x, y: torch.cat([x, y], 1).softmax(-1)[:, None] - 1e-3,
+        lambda x, y: x.chunk(2, 1)[1] * y.chunk(2, dim=1)[0].detach().clone(),
+    ],
+    ids=range(8),
+)
+def test_an_expression_computes_what_it_says(compute: Callable[..., torch.Tensor]) -> None:
+    x, y = torch.rand(2, 4, 4, dtype=torch.float64) + 0.5
+    recorder = Recorder({})
+    for name, tensor in (("x", x), ("y", y)):
+        recorder.field(name, tensor)
+    with recorder.following():
+        made = compute(x, y)
+    text = expression(recorder.value_of(made), lambda value: value.name if value.kind == "field" else None)
+    functions = {name: getattr(torch, name) for name in ("mean", "exp", "softmax", "cat", "chunk", "detach")}
+    functions["sum"] = lambda x, axis, keepdim: x.sum(axis, keepdim=keepdim)
+    torch.testing.assert_close(eval(text, {"x": x, "y": y, "T": torch.t, **functions}), made)
+
+
+def test_a_long_loss_is_said_in_steps() -> None:
+    """A sum of three hundred terms is no expression that anybody reads, nor one too deep to write."""
+    net = torch.nn.ParameterList(torch.rand(300, 3))
+    weights, recorder = list(net.parameters()), Recorder({"net": net})
+    with recorder.following():
+        total = torch.zeros(())
+        for weight in weights:
+            total = total + (weight**2).sum()
+    loss = recorder.value_of(total)
+    reach = {loss.number: reach_of(recorder.edges_of(loss), {"net": weights})}
+    flow = Flow(("net",), (), tuple(recorder.values), {}, {"loss": loss}, reach)
+    name_values(flow)
+    said = list(phase_lines(flow))
+    assert max(map(len, said)) < 800
+    assert reach[loss.number].parameters == {"net": 300}
 
 
 def test_a_system_that_fails_is_said_in_a_line(dtrain_here: Here, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A flow as few boxes and arrows: models, data and losses have boxes, small sums stand inside of them."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from textwrap import wrap
@@ -63,7 +64,7 @@ class Drawn:
         self.is_phase = bool(flow.trained)
         self.ends = [flow.loss] if self.is_phase else list(flow.results.values())
         self.needed = flow.needed(*self.ends)
-        self.uses = [item.number for value in self.needed for item in value.inputs]
+        self.uses = Counter(item.number for value in self.needed for item in value.inputs)
         parts = summands(flow.loss) if self.is_phase else []
         self.terms = {value.number for value in (*flow.results.values(), *parts)}
         self.own = {value.number for value in self.needed if self._has_box(value)}
@@ -75,9 +76,10 @@ class Drawn:
         if not self.is_phase:
             for place, (name, value) in enumerate(self.flow.results.items()):
                 if value.kind != "function":
-                    number = len(self.flow.values) + place
-                    boxes.append(Box(number, "metric", (Line(name, "title"),)))
-                    starts = [value.number] if value.number in self.own else self._sources(value)
+                    number, has_own = len(self.flow.values) + place, value.number in self.own
+                    code = () if has_own else self._code(value)
+                    boxes.append(Box(number, "metric", (Line(name, "title"), *code)))
+                    starts = [value.number] if has_own else self._sources(value)
                     arrows += [Arrow(start, number, carries=False) for start in starts]
         return Graph(tuple(boxes), tuple(arrows))
 
@@ -91,7 +93,7 @@ class Drawn:
         if value.shape is None:
             return any(item.kind == "part" and item.name and value in item.inputs for item in self.needed)
         is_deep = bool(value.models) or any(item.kind == "function" for item in value.inputs)
-        is_shared = self.uses.count(value.number) > 1
+        is_shared = self.uses[value.number] > 1
         return bool(value.name) and (is_deep or is_shared or value.number in self.terms)
 
     def _box(self, value: Value) -> Box:
@@ -101,7 +103,7 @@ class Drawn:
         if value in self.ends and (self.is_phase or value.kind == "function"):
             return "loss" if self.is_phase else "metric"
         if value.kind == "model":
-            return self._state(next(iter(value.models)), value)
+            return self._state(value.call.split(".")[0], value)
         forms: dict[str, Form] = {"field": "data", "noise": "noise", "stop": "stop"}
         return forms.get(value.kind, "value")
 
@@ -132,7 +134,7 @@ class Drawn:
             yield Line(_shape_text(value), "note")
 
     def _model_lines(self, value: Value) -> Iterator[Line]:
-        state = self._state(next(iter(value.models)), value)
+        state = self._state(value.call.split(".")[0], value)
         yield Line(value.call, "title")
         yield Line("frozen, lets gradients through" if state == "frozen" and value.flows else state, "note")
         taken = [item for item in value.arguments if isinstance(item, Value)]

@@ -82,7 +82,8 @@ def _operated(call: str, items: tuple[Any, ...], refer: Refer) -> tuple[str, int
     is_commutative = call in ("add", "mul")
     if call == "mul" and isinstance(left, Value) and not isinstance(right, Value):
         left, right = right, left  # 10 * penalty
-    first = _argument(left, refer, binds + (call == "pow"))
+    chains = binds in (COMPARE, POWER)  # a < b < c and a**b**c mean something else
+    first = _argument(left, refer, binds + chains)
     return first + sign + _argument(right, refer, binds + (not is_commutative)), binds
 
 

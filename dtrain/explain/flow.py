@@ -108,10 +108,15 @@ class Flow:
 
 def summands(value: Value) -> list[Value]:
     """What a sum or a difference is made of, as far as it goes; the value itself if it is none."""
-    parts = [item for item in value.arguments if isinstance(item, Value)]
-    if value.kind != "function" or value.call not in SUMS or not parts:
-        return [value]
-    return [summand for part in parts for summand in summands(part)]
+    found, waiting = [], [value]
+    while waiting:
+        value = waiting.pop()
+        parts = [item for item in value.arguments if isinstance(item, Value)]
+        if value.kind == "function" and value.call in SUMS and parts:
+            waiting += reversed(parts)
+        else:
+            found.append(value)
+    return found
 
 
 def values_in(items: Any) -> Iterator[Value]:

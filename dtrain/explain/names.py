@@ -1,26 +1,34 @@
 """Names for what a phase computes."""
 
+from collections import Counter
+
 from dtrain.explain.flow import Flow, Value
+
+DEEPEST = 24  # calls and operators inside of each other
 
 
 def name_values(flow: Flow) -> None:
-    """Give a name to the values that need one: results, what variables held, and what is used twice.
+    """Name the values that need it: results, what variables held, what is used twice, or is too deep to read.
 
     Of two with the same name the later gets a number.
     """
     needed = flow.needed(*flow.results.values(), *filter(None, [flow.weight]))
     _name_results(flow, needed)
-    uses = [item.number for value in needed for item in value.inputs]
+    uses = Counter(item.number for value in needed for item in value.inputs)
+    depths: dict[int, int] = {}  # of the expression that says a value, as deep as it has no names
     said_by_parts = {value.inputs[0].number for value in needed if value.kind == "part" and value.name}
     taken = {value.name for value in flow.fields.values()}
     for value in needed:
         if value.kind == "field" or value.call == "prepared":
             continue
-        is_shared = uses.count(value.number) > 1 and value.number not in said_by_parts
-        if not value.name and is_shared and _is_long(value):
+        depths[value.number] = 1 + max((depths.get(item.number, 0) for item in value.inputs), default=0)
+        is_shared = uses[value.number] > 1 and _is_long(value)
+        is_deep = depths[value.number] > DEEPEST and value.kind not in ("part", "weights")
+        if not value.name and (is_shared or is_deep) and value.number not in said_by_parts:
             value.name = f"{value.call}_out" if value.kind == "model" else "value"
         if value.name:
             value.name = _free(value.name, taken)
+            depths[value.number] = 0
 
 
 def _is_long(value: Value) -> bool:

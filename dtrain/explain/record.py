@@ -8,13 +8,12 @@ from inspect import signature
 from types import FrameType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dtrain.explain.flow import Kind, Value, leaves, values_in
 from dtrain.explain.gradients import Edge, edges, reached
-from dtrain.spec.schedules import Schedule
+from dtrain.explain.variables import variables
 from dtrain.spec.table import Imported
 
 NOISE = {"normal", "uniform", "bernoulli", "randn", "rand", "randint", "randperm", "randn_like", "rand_like"}
@@ -242,30 +241,12 @@ class Recorder(TorchFunctionMode):
 
         Python's profiler calls this, as it is the one that tells when a function returns.
         """
-        module = frame.f_globals.get("__name__", "")
-        if event != "return" or self.under_way is not None or module.startswith(SILENT):
+        if event != "return" or self.under_way is not None:
             return
-        for name, item in _variables(frame):
+        for name, item in variables(frame):
             value = self._known.get(id(item)) if isinstance(item, Tensor) else None
-            is_nameless = value is None or value.kind in ("field", "weights") or value.call == "prepared"
-            if value is not None and not is_nameless and name.isidentifier() and not name.startswith("_"):
+            if value is not None and value.kind not in ("field", "weights") and value.call != "prepared":
                 value.name = name
-
-
-class RecordedOps:
-    """`Ops` whose calls a recorder notes."""
-
-    def __init__(self, ops: Any, recorder: Recorder):
-        self._ops = ops
-        self._recorder = recorder
-
-    def __getattr__(self, name: str) -> Any:
-        return self._recorder.wrapped(name, getattr(self._ops, name))
-
-    def factor(self, schedule: Schedule) -> Any:
-        """The factor at the first step, as an array: so it is noted where it is used."""
-        name = f"{schedule.kind}_schedule"
-        return self._recorder.wrapped(name, lambda: torch.tensor(self._ops.factor(schedule)))()
 
 
 def _said(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -287,19 +268,3 @@ def _tensors(items: Any) -> Iterator[Tensor]:
 def _plain(name: str) -> str:
     """`__rsub__` as `rsub`."""
     return name[2:-2] if name.startswith("__") and name.endswith("__") else name
-
-
-def _variables(frame: FrameType) -> Iterator[tuple[str, Any]]:
-    """The variables of a function, and what stands in dictionaries that are variables, such as its terms.
-
-    Of a function that was made of expressions in a recipe, the values that the recipe names.
-    """
-    if frame.f_code.co_filename.startswith("<recipe:"):
-        for name, item in frame.f_locals.items():
-            if name.startswith("v_"):
-                yield name.removeprefix("v_"), item
-        return
-    yield from frame.f_locals.items()
-    for table in frame.f_locals.values():
-        if type(table) is dict:
-            yield from ((key, item) for key, item in table.items() if isinstance(key, str))

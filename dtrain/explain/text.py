@@ -9,6 +9,7 @@ from dtrain.recipe.values import Recipe
 from dtrain.systems.base import Phase, System
 
 WIDTH = 110
+MOST = 16  # summands of a loss that are told one by one
 
 
 def explanation(
@@ -133,7 +134,7 @@ def reach_lines(flow: Flow, said: Said) -> Iterator[str]:
     """What each summand of the loss trains."""
     parts = list({value.number: value for value in summands(flow.loss)}.values())
     whole = flow.reach[flow.loss.number].models
-    if len(parts) == 1:
+    if not 1 < len(parts) <= MOST:
         yield f"its gradient reaches {and_join(whole)}" if whole else ""
         return
     rows = []

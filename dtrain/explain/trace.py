@@ -16,7 +16,8 @@ from dtrain.errors import DtrainError
 from dtrain.explain.flow import Flow, Value, summands
 from dtrain.explain.gradients import reach_of
 from dtrain.explain.names import name_values
-from dtrain.explain.record import RecordedOps, Recorder
+from dtrain.explain.record import Recorder
+from dtrain.explain.recorded_ops import RecordedOps
 from dtrain.recipe.plan import plan_memory
 from dtrain.recipe.values import Recipe
 from dtrain.spec.models import Model, ModelSpec
