@@ -118,6 +118,13 @@ def test_values_in_a_recipe_keep_their_names(dtrain_here: Here) -> None:
     assert "loss = mean(softplus(-discriminator(generator(normal(32, 16)))))" in generator
 
 
+def test_a_teacher_is_frozen_and_from_where_its_weights_are(dtrain_here: Here, shipped: Path) -> None:
+    said = dtrain_here("explain", shipped / "distillation.toml").out
+    assert f"teacher begins with the weights of classifier in {shipped.parent}/runs/classifier/1" in said
+    assert "frozen:  teacher\n" in said
+    assert "1. train student\n" in said
+
+
 @pytest.mark.parametrize(
     "compute",
     [
@@ -147,7 +154,7 @@ def test_an_expression_computes_what_it_says(compute: Callable[..., torch.Tensor
 
 def test_a_long_loss_is_said_in_steps() -> None:
     """A sum of three hundred terms is no expression that anybody reads, nor one too deep to write."""
-    net = torch.nn.ParameterList(torch.rand(300, 3))
+    net = torch.nn.ParameterList(list(torch.rand(300, 3)))
     weights, recorder = list(net.parameters()), Recorder({"net": net})
     with recorder.following():
         total = torch.zeros(())

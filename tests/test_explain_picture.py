@@ -118,8 +118,10 @@ def test_every_loss_of_the_gan_fits(dtrain_here: Here, gan: Path, loss: str) -> 
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(FOLDER).with_suffix("")))
-def test_every_shipped_recipe_is_explained(dtrain_here: Here, tmp_path: Path, path: Path) -> None:
-    said = dtrain_here("explain", path, "--svg", tmp_path / "picture.svg")
+def test_every_shipped_recipe_is_explained(
+    dtrain_here: Here, shipped: Path, tmp_path: Path, path: Path
+) -> None:
+    said = dtrain_here("explain", shipped / path.relative_to(FOLDER), "--svg", tmp_path / "picture.svg")
     assert said.code == 0, said.errors
     assert "warning" not in said.out
     assert_nothing_overlaps(ElementTree.parse(tmp_path / "picture.svg").getroot())

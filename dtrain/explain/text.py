@@ -36,6 +36,9 @@ def heading(
         f"{recipe.name}: {and_join(recipe.models)}",
         f"each step: {count}; shapes are those of a micro-batch of {recipe.train.micro}",
     ]
+    for name, model in recipe.models.items():
+        if (source := model.weights_from) is not None:
+            lines.append(f"{name} begins with the weights of {source.model} in {source.path}")
     called = {name for flow in (*flows, *filter(None, [evaluation])) for name in flow.called()}
     idle = [name for name in recipe.models if name not in called]
     if idle:
