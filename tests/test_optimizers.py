@@ -152,7 +152,7 @@ def test_adam_of_the_shipped_gan_is_replaced_by_adabelief(
         *((CLASSIFIER, f"torch.optim:{name}", said) for name, said in REFUSED.items()),
         (CLASSIFIER, "torch.optim.lbfgs:LBFGS", "evaluates the loss again inside a step"),
         (CLASSIFIER, "test_optimizers:AsksAgain", "evaluates the loss again inside a step"),
-        (CLASSIFIER, "torch.optim:Muon", r"the model's 0\.weight is \[4, 1, 3, 3\]; adamw would do"),
+        (CLASSIFIER, "torch.optim:Muon", r"the model's 0\.weight is \[4, 1, 3, 3\]; kind = \"muon\", which"),
         (CLASSIFIER, "torch.optim:Adm", "Adam"),
         (CLASSIFIER, "torch.optim.lr_scheduler:StepLR", "Optimizer would do"),
     ],
@@ -184,7 +184,8 @@ def test_settings_that_an_optimizer_moves_itself_are_state_and_those_of_a_schedu
     parameter = nn.Parameter(torch.zeros(2))
 
     def wrapped() -> Optimizers:
-        return Optimizers({"m": torch.optim.SGD([parameter], lr=0.1, momentum=0.9)}, {"m": ["weight"]})
+        made = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
+        return Optimizers({"m": made}, {"m": {"weight": parameter}}, {"m": 0.1})
 
     saved, restored = wrapped(), wrapped()
     saved.set("m", {"lr": 0.2, "momentum": 0.8})

@@ -20,7 +20,18 @@ from dtrain.spec.decode import decoded
 from dtrain.spec.optimizers import AnyOptimizer, Optimizer
 from dtrain.spec.table import KINDS
 
-Twin = Callable[[list[Tensor]], torch.optim.Optimizer]
+Twin = Callable[[list[Tensor]], Any]
+
+
+class Both:
+    """Two optimizers of torch's, one behind the other."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer):
+        self.optimizers = optimizers
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,40 @@ ROWS: Mapping[str, list[Row]] = {
             {"beta2_decay": -0.5, "eps1": 1e-6, "eps2": 1e-2, "d": 2.0, "weight_decay": 0.1},
             lambda own: torch.optim.Adafactor(
                 own, lr=0.05, beta2_decay=-0.5, eps=(1e-6, 1e-2), d=2.0, weight_decay=0.1
+            ),
+        ),
+    ],
+    "muon": [  # of a matrix, a kernel and a vector it trains the matrix
+        Row(
+            {"others": {"lr": 0.01}},
+            lambda own: Both(
+                torch.optim.Muon(own[:1], lr=0.05), torch.optim.AdamW(own[1:], lr=0.01, fused=True)
+            ),
+        ),
+        Row(
+            {"others": {"lr": 0.01, "match": "0.*"}},
+            lambda own: torch.optim.AdamW(own, lr=0.01, fused=True),
+        ),
+        Row(
+            {
+                "momentum": 0.9,
+                "nesterov": False,
+                "ns_steps": 3,
+                "adjust_lr_fn": "match_rms_adamw",
+                "weight_decay": 0.2,
+                "others": {"lr": 0.01, "betas": [0.5, 0.9], "eps": 1e-4, "weight_decay": 0.3},
+            },
+            lambda own: Both(
+                torch.optim.Muon(
+                    own[:1],
+                    lr=0.05,
+                    momentum=0.9,
+                    nesterov=False,
+                    ns_steps=3,
+                    adjust_lr_fn="match_rms_adamw",
+                    weight_decay=0.2,
+                ),
+                torch.optim.AdamW(own[1:], lr=0.01, betas=(0.5, 0.9), eps=1e-4, weight_decay=0.3, fused=True),
             ),
         ),
     ],
@@ -172,7 +217,8 @@ def test_a_run_with_a_kind_goes_on_with_the_same_bits(tmp_path: Path, on_cpu: No
 
 @pytest.mark.parametrize("kind", ROWS)
 def test_the_plan_counts_what_an_optimizer_keeps(tmp_path: Path, on_cpu: None, kind: str) -> None:
-    for number, row in enumerate(ROWS[kind]):
+    rows = [row for row in ROWS[kind] if "match" not in row.keys.get("others", ())]
+    for number, row in enumerate(rows):
         folder = tmp_path / str(number)
         folder.mkdir()
         recipe = recipe_of(folder, {"kind": kind, "lr": 0.01, **row.keys})

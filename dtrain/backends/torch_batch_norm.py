@@ -62,5 +62,7 @@ def _recording(norm: nn.modules.batchnorm._BatchNorm) -> RecordingBatchNorm:
         options["bias"] = False
     own = RecordingBatchNorm(norm.num_features, norm.eps, norm.momentum, **options)
     own.load_state_dict(norm.state_dict())
+    for name, parameter in norm.named_parameters():  # the very same ones: they may be frozen
+        setattr(own, name, parameter)
     own.train(norm.training)
     return own

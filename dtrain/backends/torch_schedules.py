@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, OneCycleLR, 
 from dtrain.backends.torch_optimizers import build_optimizer
 from dtrain.errors import RecipeError
 from dtrain.spec.arguments import call
+from dtrain.spec.groups import without_patterns
 from dtrain.spec.lengths import Pace
 from dtrain.spec.optimizers import Optimizer
 from dtrain.spec.rates import ImportedSchedule, Plateau, monitor_problem
@@ -118,7 +119,7 @@ class Scheduler:
     def __init__(self, name: str, spec: Optimizer, schedule: ImportedSchedule, trust: Trust):
         self.place, self.path = f"optimizers.{name}.schedule", schedule.path
         untrained = torch.nn.Parameter(torch.zeros(1, 1))  # a matrix: Muon takes nothing else
-        stand_in = build_optimizer(name, spec, {"stand-in": untrained}, trust=trust)
+        stand_in = build_optimizer(name, without_patterns(spec), {"stand-in": untrained}, trust=trust)
         stand_in._opt_called = True  # type: ignore[attr-defined]  # or torch warns that it never steps
         (self.group,) = stand_in.param_groups
         self._moved: dict[str, Any] = {}

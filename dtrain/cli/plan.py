@@ -70,9 +70,11 @@ def rate_text(recipe: Recipe, name: str) -> str:
     optimizer = recipe.optimizers[name]
     limits = {"clip_value": optimizer.clip_value, "clip": optimizer.clip}
     clip = "".join(f", {name} {limit:g}" for name, limit in limits.items() if limit is not None)
+    groups = len(optimizer.groups)
+    own = f", {groups} group{'s' * (groups > 1)} with settings of their own" if groups else ""
     kind = optimizer.kind or getattr(optimizer, "path", "")
     schedule = optimizer.schedule
-    return f"{kind} lr {optimizer.lr:g} {getattr(schedule, 'path', schedule.kind)}{clip}"
+    return f"{kind} lr {optimizer.lr:g} {getattr(schedule, 'path', schedule.kind)}{clip}{own}"
 
 
 def rate_lines(recipe: Recipe, examples: int | None) -> list[str]:

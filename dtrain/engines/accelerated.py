@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dtrain.backends.torch_backend import batch_norms, build_model
+from dtrain.backends.torch_backend import batch_norms, build_model, embeddings, trained_parameters
 from dtrain.backends.torch_ops import TorchOps, seed_generators
 from dtrain.backends.torch_optimizers import build_optimizer
 from dtrain.backends.torch_weights import named_tensors, restore_tensors
@@ -69,18 +69,21 @@ class AcceleratedEngine:
             if self.half:  # losses are computed in full from what models give in half
                 module.register_forward_hook(in_full)
             self.bare[name] = self.wrapped[name] = module.train(name in optimizers)
-            if name in optimizers and self.world > 1:  # alone it would do nothing, in a second
-                self.wrapped[name] = accelerator.prepare_model(module)
         self.parameters: dict[str, list[Tensor]] = {
             name: list(module.parameters()) for name, module in self.bare.items()
         }
-        self.optimizers = Optimizers(
-            {
-                name: build_optimizer(name, spec, dict(self.bare[name].named_parameters()), trust=trust)
-                for name, spec in optimizers.items()
-            },
-            {name: [key for key, _ in module.named_parameters()] for name, module in self.bare.items()},
-        )
+        # What comes frozen, as a part of an imported model may, stays so.
+        named = {name: trained_parameters(module) for name, module in self.bare.items()}
+        self.trained = {name: list(own.values()) for name, own in named.items()}
+        made = {
+            name: build_optimizer(
+                name, spec, named[name], embeddings=embeddings(self.bare[name]), trust=trust
+            )
+            for name, spec in optimizers.items()
+        }
+        self.optimizers = Optimizers(made, named, {name: spec.lr for name, spec in optimizers.items()})
+        for name in optimizers if self.world > 1 else ():  # alone it would do nothing, in a second
+            self.wrapped[name] = accelerator.prepare_model(self.bare[name])
         self.decays = dict(averages)
         self.averages = {
             name: copy.deepcopy(self.bare[name]).eval().requires_grad_(False) for name in averages
@@ -222,11 +225,12 @@ class AcceleratedEngine:
             self.averages,
             self.parameters,
             self.named,
+            self.trained,
             self.norms,
             self.loose,
         ):
             held.clear()
-        self.optimizers = Optimizers({}, {})
+        self.optimizers = Optimizers({}, {}, {})
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -277,10 +281,10 @@ class AcceleratedEngine:
         """Let gradients reach the parameters of these models and of no others."""
         if names == self.trainable:
             return
-        for name in self.trainable:
-            self.bare[name].requires_grad_(False)
-        for name in names:
-            self.bare[name].requires_grad_(True)
+        for parameter in (parameter for name in self.trainable for parameter in self.trained[name]):
+            parameter.requires_grad_(False)
+        for parameter in (parameter for name in names for parameter in self.trained[name]):
+            parameter.requires_grad_(True)
         self.trainable = names
 
     def _total_weight(self, terms: Sequence[tuple[Any, Logs]]) -> Tensor:
@@ -297,7 +301,7 @@ class AcceleratedEngine:
         factor = factor * self.world
         if isinstance(factor, Tensor) or factor != 1:
             for name in names:
-                grads = [p.grad for p in self.parameters[name] if p.grad is not None]
+                grads = [p.grad for p in self.trained[name] if p.grad is not None]
                 torch._foreach_mul_(grads, factor)
 
     def _step(
@@ -306,7 +310,7 @@ class AcceleratedEngine:
         """Clip, set the rate, step, clear: one model after the other. The norms are those before clipping."""
         norms = {}
         for name in names:
-            optimizer, parameters = self.optimizers[name], self.parameters[name]
+            optimizer, parameters = self.optimizers[name], self.trained[name]
             highest, longest = self.clips[name]
             if scaler is not None:
                 scaler.unscale_(optimizer)

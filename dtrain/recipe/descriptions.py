@@ -17,8 +17,8 @@ SOURCE = "Source: "  # what begins the sentence of a docstring that names a pape
 def descriptions(cls: type) -> Mapping[str, str]:
     """The comment beside each key of a table, or in the lines right above it; of each that has one."""
     said: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if "__dataclass_fields__" in vars(base):
+    for base in (*getattr(cls, "made_of", ()), *reversed(cls.__mro__)):
+        if "__dataclass_fields__" in vars(base) and "made_of" not in vars(base):
             said |= _comments(base)
     return {key: said[key] for key in fields_of(cls) if key in said}
 

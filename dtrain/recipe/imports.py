@@ -15,7 +15,7 @@ from dtrain.spec.decode import BROKEN, decode, own_keys
 from dtrain.spec.imports import Role, derives, find, missing_file
 from dtrain.spec.layers import ImportedLayer, Layer
 from dtrain.spec.models import ModelSpec
-from dtrain.spec.optimizers import ImportedOptimizer
+from dtrain.spec.optimizers import ImportedGroup, ImportedOptimizer
 from dtrain.spec.rates import ImportedSchedule, monitor_problem
 from dtrain.spec.table import Imported, key_of
 from dtrain.spec.trust import EVERYTHING, ImportPathError, Trust, parse
@@ -190,6 +190,8 @@ def _problems(each: Named, trust: Trust) -> list[RecipeError]:
     if each.role in ("loss", "metric") and arguments.get("reduction") == "sum":
         said = "a sum depends on how many examples there are; a mean over them would do"
         errors.append(RecipeError(dotted((*each.place, "reduction")), said))
+    if isinstance(each.value, ImportedOptimizer):
+        errors += _of_groups(each.value, found, each.place)
     if isinstance(each.value, ImportedSchedule):
         parameters = list(parameters_of(found.step) or {})
         takes_metric = any(name not in ("self", "epoch") for name in parameters)
@@ -197,6 +199,24 @@ def _problems(each: Named, trust: Trust) -> list[RecipeError]:
             where = dotted((*each.place, "monitor"))
             errors.append(RecipeError(where, problem, is_key=each.value.monitor is not None))
     return errors + _of_parts(found, arguments, each, trust)
+
+
+def _of_groups(optimizer: ImportedOptimizer, found: Any, place: Place) -> list[RecipeError]:
+    """Settings of groups of parameters that are no arguments of the optimizer."""
+    errors: list[RecipeError] = []
+    for number, group in enumerate(optimizer.groups):
+        where = (*place, "groups", number)
+        said = {name: (*where, name) for name in group.arguments}
+        about = argument_problems(
+            found,
+            {**optimizer.arguments, **group.arguments},
+            SUPPLIED["optimizer"][1],
+            positions=1,
+            elsewhere=said,
+            known=own_keys(ImportedGroup),
+        )
+        errors += [error for error in about if error.key in map(dotted, said.values())]
+    return errors
 
 
 def _of_parts(found: Any, arguments: Mapping[str, Any], each: Named, trust: Trust) -> list[RecipeError]:

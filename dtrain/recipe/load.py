@@ -12,6 +12,7 @@ from dtrain.recipe.check import mistakes, unfit_schedules
 from dtrain.recipe.compose import compose
 from dtrain.recipe.document import Document, Said, Sayings
 from dtrain.recipe.fit import misfits
+from dtrain.recipe.groups import fitted, group_problems
 from dtrain.recipe.imports import check_imports, check_trust
 from dtrain.recipe.keys import is_of_shapes, takes_path
 from dtrain.recipe.locate import located
@@ -111,6 +112,7 @@ def from_document(document: Document, *, imports: bool = True, vets: bool = True
     errors += mistakes(parts, spread)
     if not document.errors and not any(is_of_shapes(error) for error in errors):
         errors += misfits(parts.values, document)
+    errors += group_problems(parts.values, spread)
     if "train" in parts.values:
         pace = pace_of(parts.values["train"], parts.values.get("system"), None)
         errors += unfit_schedules(parts.values, pace)
@@ -144,11 +146,16 @@ def _spread_star(document: Document) -> set[str]:
 
 
 def _without(recipe: Recipe, spread: set[str]) -> Recipe:
-    """Take the optimizer "*" from the models that no phase trains: they are frozen."""
-    if not isinstance(recipe.system, System):
-        return recipe
-    trained = {name for names in recipe.system.trains() for name in names}
-    kept = {name: o for name, o in recipe.optimizers.items() if name in trained or name not in spread}
+    """Take the optimizer "*" from the models that no phase trains: they are frozen.
+
+    Of the others each gets the patterns that match something of it.
+    """
+    kept = {
+        name: fitted(o, recipe.models[name]) if name in spread else o for name, o in recipe.optimizers.items()
+    }
+    if isinstance(recipe.system, System):
+        trained = {name for names in recipe.system.trains() for name in names}
+        kept = {name: o for name, o in kept.items() if name in trained or name not in spread}
     return dataclasses.replace(recipe, optimizers=MappingProxyType(kept))
 
 

@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 from dtrain.recipe.values import Recipe, Train
-from dtrain.spec.blocks import parameters
+from dtrain.spec.groups import shares, trainable
 from dtrain.spec.initial import Shape
 from dtrain.spec.lengths import Pace
 from dtrain.spec.models import Model, ModelSpec
-from dtrain.spec.optimizers import SGD, Adafactor, Lion, Optimizer, RMSprop
+from dtrain.spec.optimizers import SGD, Adafactor, Lion, Muon, Optimizer, RMSprop
 from dtrain.systems.base import System, steps_for
 
 
@@ -92,7 +92,11 @@ def parameter_counts(recipe: Recipe) -> Mapping[str, int] | None:
 def numbers_kept(optimizer: Optimizer, model: Model) -> int:
     """How many numbers an optimizer keeps of a model without anything imported."""
     assert isinstance(model, ModelSpec)
-    return sum(kept(optimizer, p.shape) for p in parameters(model.layers, model.input).values())
+    own = trainable(model)
+    assert own is not None
+    return sum(
+        kept(share.optimizer, own.shapes[name]) for share in shares(optimizer, own) for name in share.names
+    )
 
 
 def kept(optimizer: Optimizer, shape: Shape) -> int:
@@ -108,7 +112,7 @@ def kept(optimizer: Optimizer, shape: Shape) -> int:
             return size * (1 + bool(optimizer.momentum) + optimizer.centered)
         case Adafactor() if len(shape) > 1:
             return size // shape[-1] + size // shape[-2]
-        case Adafactor() | Lion():
+        case Adafactor() | Lion() | Muon():
             return size
         case _:
             return 2 * size

@@ -171,7 +171,7 @@ def _one_in_words(target: Any) -> str:
 
 def _array_in_words(inside: tuple[Any, ...]) -> str:
     what = value_in_words(inside[0])
-    many = what.replace("number", "numbers").replace("string", "strings")
+    many = what.replace("number", "numbers").replace("string", "strings").replace("table", "tables")
     if inside[-1] is ...:
         return f"array of {many}"
     return f"array of {len(inside)} {many}"

@@ -24,7 +24,7 @@ from dtrain.recipe.write import encode
 from dtrain.spec.blocks import Layers
 from dtrain.spec.decode import ARRAYS, fields_of, own_keys, split
 from dtrain.spec.layers import Layer
-from dtrain.spec.table import KINDS, AtLeastOne, OneOf
+from dtrain.spec.table import KINDS, AtLeastOne, OneOf, Open
 
 IMPORT_PATH = r"^[^:]+:[^\W\d][\w.]*$"
 UNSET: Schema = {"const": "${unset}"}
@@ -105,7 +105,13 @@ class Maker:
         return self.table(Recipe, more)
 
     def table(self, cls: type, more: Schema | None = None) -> Schema:
-        """A table with the keys of a class and perhaps `more`, and no others."""
+        """A table with the keys of a class and perhaps `more`, and no others, unless they are arguments."""
+        if issubclass(cls, Open):
+            own = own_keys(cls)
+            return {
+                "properties": {k: v for k, v in self.keys(cls).items() if k in own},
+                "required": _required(own),
+            }
         return self._closed({**(more or {}), **self.keys(cls)}, _required(fields_of(cls)))
 
     def keys(self, cls: type) -> Schema:

@@ -12,7 +12,7 @@ from dtrain.spec.imports import written_path
 from dtrain.spec.layers import ImportedLayer
 from dtrain.spec.optimizers import ImportedOptimizer
 from dtrain.spec.rates import ImportedSchedule
-from dtrain.spec.table import Imported, key_of
+from dtrain.spec.table import Imported, Open, key_of
 
 
 def encode(value: Any) -> Any:
@@ -21,6 +21,10 @@ def encode(value: Any) -> Any:
         own = {key_of(f.name): encode(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
         path, arguments = own.pop("path"), own.pop("arguments")
         return {"kind": path} | _present(own) | arguments
+    if isinstance(value, Open):
+        own = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        arguments = own.pop("arguments")
+        return _present(own) | arguments
     if dataclasses.is_dataclass(value):
         kind = vars(type(value)).get("kind", "")  # its own: a class derived from a kind is another
         if not kind and _is_family_member(value):

@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dtrain.errors import RecipeError, RecipeErrors
-from dtrain.spec.table import AtLeastOne, Checked, Matching, OneOf, Within, Wrong, freeze, key_of
+from dtrain.spec.table import (
+    AtLeastOne,
+    ByOwner,
+    Checked,
+    Matching,
+    OneOf,
+    Open,
+    Within,
+    Wrong,
+    freeze,
+    key_of,
+)
 from dtrain.spec.words import Place, dotted, either, nearest, placed, show
 
 BROKEN: Any = object()  # in place of a value with a mistake in it
@@ -61,12 +72,17 @@ def _fields_of(cls: Any) -> Mapping[str, tuple[Any, bool]]:
     hints = typing.get_type_hints(cls, include_extras=True)
     return {
         key_of(field.name): (
-            hints[field.name],
+            _type_in(cls, hints[field.name]),
             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
         )
         for field in dataclasses.fields(cls)
         if field.init
     }
+
+
+def _type_in(cls: type, hint: Any) -> Any:
+    by_owner = [note.function for note in split(hint)[1] if isinstance(note, ByOwner)]
+    return by_owner[0](cls) if by_owner else hint
 
 
 def own_keys(imported: type) -> dict[str, tuple[Any, bool]]:
@@ -118,6 +134,8 @@ class Decoder:
             return value
         if not isinstance(value, Mapping):
             return self._refuse(place, f"found {show(value)}; a table would do")
+        if issubclass(cls, Open):
+            return self._open(cls, {}, value, place)
         fields = fields_of(cls)
         unknown = [key for key in value if key not in fields]
         missing = [key for key, (_, is_required) in fields.items() if is_required and key not in value]
@@ -180,7 +198,7 @@ class Decoder:
         if not isinstance(name, str):
             return self._refuse((*place, "kind"), f"found {show(name)}; {_kinds_in_words(family)}")
         if ":" in name and family.imported is not None:
-            return self._imported(family.imported, name, rest, place)
+            return self._open(family.imported, {"path": name}, rest, place)
         if name in family.kinds:
             return self.table(family.kinds[name], rest, place, family)
         if reason := family.refused.get(name.lower()):
@@ -208,9 +226,9 @@ class Decoder:
         self.mistakes.append(MissingKey(dotted((*place, "kind")), f"missing; {_kinds_in_words(family)}"))
         return BROKEN
 
-    def _imported(self, imported: type, path: str, rest: Mapping[str, Any], place: Place) -> Any:
-        """An import path, some of whose keys are ours; the others are its arguments."""
-        own = own_keys(imported)
+    def _open(self, cls: type, known: Mapping[str, Any], rest: Mapping[str, Any], place: Place) -> Any:
+        """A table some of whose keys are ours; the others are arguments. Of some the value is `known`."""
+        own = own_keys(cls)
         missing = [key for key, (_, is_required) in own.items() if is_required and key not in rest]
         misspelt = [key for key in rest if key not in own and nearest(key, missing)]
         self.name(misspelt, missing, [*own], place)
@@ -218,7 +236,7 @@ class Decoder:
         if missing:
             return BROKEN
         arguments = freeze({key: item for key, item in rest.items() if key not in own})
-        return self._make(imported, {**found, "path": path, "arguments": arguments}, place)
+        return self._make(cls, {**found, **known, "arguments": arguments}, place)
 
     def _union(self, target: Any, value: Any, place: Place) -> Any:
         arms = [arm for arm in typing.get_args(target) if arm is not type(None)]

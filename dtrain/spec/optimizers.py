@@ -1,15 +1,22 @@
 """Optimizers as data. Backends map each kind to their own; its fields are named as in torch.optim."""
 
+import dataclasses
+import typing
 from collections.abc import Mapping
-from typing import Annotated, Any
+from functools import cache
+from typing import Annotated, Any, Literal
 
 from dtrain.spec.rates import AnySchedule
 from dtrain.spec.schedules import Constant
 from dtrain.spec.table import (
     Above0,
+    AtLeastOne,
     BelowOne,
+    ByOwner,
     Fraction,
     OneOf,
+    Open,
+    Positive,
     Rate,
     Table,
     Within,
@@ -19,6 +26,49 @@ from dtrain.spec.table import (
 )
 
 Betas = tuple[BelowOne, BelowOne]
+Patterns = str | Annotated[tuple[str, ...], AtLeastOne()]
+
+
+@table
+class Group(Table):
+    """Parameters with settings of their own; what is left out is as in the optimizer."""
+
+    match: Patterns  # names of parameters, such as "3.weight", "*.bias" or ["0.*", "1.*"]
+    lr: Rate | None = None  # learning rate, to which the schedule's factor applies too
+
+
+@table
+class ImportedGroup(Open):
+    """The same of an imported optimizer; other keys are settings of it."""
+
+    match: Patterns  # names of parameters, such as "3.weight", "*.bias" or ["0.*", "1.*"]
+    lr: Rate | None = None  # learning rate, to which the schedule's factor applies too
+
+
+@cache
+def groups_of(cls: type) -> Any:
+    """The type of `groups` in an optimizer: in a group may stand any setting of that kind."""
+    if cls is Optimizer:
+        return tuple[Group, ...]
+    if issubclass(cls, ImportedOptimizer):
+        return tuple[ImportedGroup, ...]
+    sources: tuple[Any, ...] = (cls, Others) if issubclass(cls, Muon) else (cls,)
+    settings: dict[str, Any] = {}
+    for source in sources:
+        settings |= typing.get_type_hints(source, include_extras=True)
+    known = {field.name for source in sources for field in dataclasses.fields(source)}
+    left_out = {*COMMON, "match", "others"}
+    fields = [
+        (key, settings[key] | None, dataclasses.field(default=None))
+        for key in settings
+        if key in known - left_out
+    ]
+    made = dataclasses.make_dataclass(
+        f"{cls.__name__}Group", fields, bases=(Group,), frozen=True, kw_only=True
+    )
+    made.__doc__ = Group.__doc__
+    made.made_of = sources  # type: ignore[attr-defined]
+    return tuple[made, ...]  # type: ignore[valid-type]
 
 
 @table
@@ -29,6 +79,36 @@ class Optimizer(Table):
     clip: Above0 | None = None  # global norm of the model's gradient; not clipped when left out
     clip_value: Above0 | None = None  # largest size of any number of the gradient; cut off before `clip`
     schedule: AnySchedule = Constant()  # factor of the learning rate over the steps
+    # parameters with settings of their own; each belongs to the first group that matches it
+    groups: Annotated[tuple[Any, ...], ByOwner(groups_of)] = ()
+
+    def __post_init__(self) -> None:
+        for number, group in enumerate(self.groups):
+            if group.lr is not None and not self.lr:
+                said = (
+                    "the schedule's factor is told from the optimizer's lr, which is 0; one above 0 would do"
+                )
+                raise Wrong(f"groups[{number}].lr", said)
+            try:
+                self.of(group)
+            except Wrong as error:
+                where = f".{error.at}" if error.at in given(group) else ""
+                raise Wrong(f"groups[{number}]{where}", str(error)) from None
+
+    def of(self, group: Group | ImportedGroup) -> "Optimizer":
+        """The optimizer of the parameters of a group."""
+        return dataclasses.replace(self, groups=(), **given(group))
+
+
+COMMON = tuple(field.name for field in dataclasses.fields(Optimizer))  # keys that every optimizer has
+
+
+def given(group: Group | ImportedGroup) -> Mapping[str, Any]:
+    """The settings that a group says itself."""
+    said = {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
+    said.pop("match")
+    said |= said.pop("arguments", {})
+    return {key: value for key, value in said.items() if value is not None}
 
 
 @kind(Optimizer, "sgd")
@@ -42,6 +122,7 @@ class SGD(Optimizer):
     def __post_init__(self) -> None:
         if self.nesterov and not self.momentum:
             raise Wrong("nesterov", "needs a momentum above 0")
+        super().__post_init__()
 
 
 @kind(Optimizer, "adam")
@@ -103,6 +184,56 @@ class Lion(Optimizer):
     weight_decay: Rate = 0.0  # share of the weights that lr takes off at each update
 
 
+@table
+class Others(Table):
+    """How parameters that Muon does not train are trained: by AdamW."""
+
+    lr: Rate  # learning rate, to which the schedule's factor applies too
+    betas: Betas = (0.9, 0.999)  # decay of the means of gradients and of their squares
+    eps: Above0 = 1e-8  # added to the denominator
+    weight_decay: Rate = 0.01  # share of the weights that lr takes off at each update
+    match: Patterns | None = None  # further ones, such as the last layer's "9.weight"; names as in `groups`
+
+
+@kind(Optimizer, "muon")
+class Muon(Optimizer):
+    """Momentum whose step is made orthogonal, for matrices; all other parameters are trained by AdamW.
+
+    Others are biases, norms, kernels of convolutions, embeddings, and what `others.match` names. A group says
+    of its parameters what is a setting of that which trains them; `lr` and `weight_decay` are of both.
+    Source: Jordan et al. 2024 (kellerjordan.github.io/posts/muon), Liu et al. 2025 (arXiv:2502.16982).
+    """
+
+    others: Others  # AdamW's settings
+    momentum: BelowOne = 0.95  # share of the sum of gradients that is kept
+    nesterov: bool = True  # look ahead along the momentum
+    ns_steps: Positive = 5  # of the iteration of Newton and Schulz that makes a step orthogonal
+    # which sizes of steps: as of Jordan, or such that lr and weight_decay may be AdamW's, as of Liu
+    adjust_lr_fn: Literal["original", "match_rms_adamw"] = "original"
+    weight_decay: Rate = 0.1  # share of the weights that lr takes off at each update
+
+    def __post_init__(self) -> None:
+        if not self.lr:
+            raise Wrong("lr", "the schedule's factor of others.lr is told from it; a number above 0 would do")
+        super().__post_init__()
+
+    def of(self, group: Group | ImportedGroup) -> "Muon":
+        """The optimizer of the parameters of a group: the settings stand in both halves."""
+        said = given(group)
+        halves = [{key: said[key] for key in said if key in fields} for fields in (MUON, ADAMW)]
+        others = dataclasses.replace(self.others, **halves[1])
+        return dataclasses.replace(self, groups=(), others=others, **halves[0])
+
+    @property
+    def adamw(self) -> AdamW:
+        """What trains the parameters that Muon does not."""
+        return AdamW(**{key: getattr(self.others, key) for key in ADAMW})
+
+
+MUON = ("lr", "momentum", "nesterov", "ns_steps", "adjust_lr_fn", "weight_decay")
+ADAMW = ("lr", "betas", "eps", "weight_decay")
+
+
 # Those that dtrain cannot step, and why; under their names in torch.optim.
 UNFIT = {
     "LBFGS": "evaluates the loss again inside a step, and dtrain evaluates it once",
@@ -128,6 +259,13 @@ class ImportedOptimizer(Optimizer):
         module, _, name = self.path.partition(":")
         if name in UNFIT and f"{module}.".startswith("torch.optim."):
             raise Wrong("kind", f"{self.path} {UNFIT[name]}; adam would do")
+        super().__post_init__()
+
+    def of(self, group: Group | ImportedGroup) -> "ImportedOptimizer":
+        """The optimizer of the parameters of a group, whose settings are arguments."""
+        said = dict(given(group))
+        lr = said.pop("lr", self.lr)
+        return dataclasses.replace(self, groups=(), lr=lr, arguments={**self.arguments, **said})
 
 
 AnyOptimizer = Annotated[Optimizer, OneOf(Optimizer, ImportedOptimizer, refused=REFUSED)]

@@ -78,6 +78,7 @@ class Table:
     """Base of every table: unknown keys and loose types are refused when it is decoded."""
 
     kind: ClassVar[str] = ""
+    made_of: ClassVar[tuple[type, ...]] = ()  # of a table that is made, not written: whose keys it has
 
 
 def key_of(field: str) -> str:
@@ -148,6 +149,20 @@ class Imported:
 
     path: str  # "package.module:Name", or "./file.py:Name" beside the recipe
     arguments: Mapping[str, Any]
+
+
+@table
+class Open(Table):
+    """A table whose other keys are arguments of what an import path names."""
+
+    arguments: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class ByOwner:
+    """Annotates a field whose type depends on the class that it is a field of: `function` gives it."""
+
+    function: Callable[[type], Any]
 
 
 class OneOf:

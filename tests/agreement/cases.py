@@ -181,6 +181,14 @@ ADAFACTOR = {
     "schedule": FALL,
 }
 LION = {"kind": "lion", "lr": 1e-3, "weight_decay": 0.1, "clip_value": 0.02, "clip": 0.1, "schedule": FALL}
+MUON = {
+    "kind": "muon",
+    "lr": 0.02,
+    "others": {"lr": 2e-3, "weight_decay": 0.1},
+    "clip": 0.5,
+    "schedule": FALL,
+}
+GROUPS = [{"match": "*.bias", "weight_decay": 0.0, "lr": 2e-3}, {"match": "6.*", "betas": [0.5, 0.9]}]
 BOTH_ADAM = {"generator": {**ADAM, "schedule": FALL}, "discriminator": ADAM}
 MAIN_GAN = {"loss": "non_saturating", "optimizers": BOTH_ADAM}
 MAIN_CLASSIFIER = {"optimizer": ADAMW, "label_smoothing": 0.1}
@@ -207,11 +215,15 @@ CASES: Mapping[str, Case] = {
     "classifier, rmsprop": Case(classifier(RMSPROP)),
     "classifier, adafactor": Case(classifier(ADAFACTOR)),
     "classifier, lion": Case(classifier(LION)),
+    "classifier, groups": Case(classifier({**ADAMW, "groups": GROUPS})),
     "classifier, imported optimizer": Case(
         classifier({"kind": "torch.optim:NAdam", "lr": 2e-3, "momentum_decay": 0.01, "clip": 0.5})
     ),
     "classifier, imported batch norm": Case(
         classifier(ADAMW, model={"kind": "agreement.systems:Normed", "width": 4})
+    ),
+    "classifier, imported and half frozen": Case(
+        classifier(ADAMW, model={"kind": "agreement.systems:HalfFrozen", "width": 4})
     ),
     "classifier, imported spectral norm": Case(
         classifier(ADAM, model={"kind": "agreement.systems:Spectral", "out": CLASSES})
@@ -219,6 +231,9 @@ CASES: Mapping[str, Case] = {
     "classifier, fp32": Case(classifier(**MAIN_CLASSIFIER, precision="fp32"), 1e-4),
     "tokens": Case(
         recipe({"kind": "agreement.systems:Speech"}, {"speaker": SPEAKER}, {"speaker": SGD}), 1e-12
+    ),
+    "tokens, muon": Case(
+        recipe({"kind": "agreement.systems:Speech"}, {"speaker": SPEAKER}, {"speaker": MUON})
     ),
     "two models at once": Case(JOINT),
 }

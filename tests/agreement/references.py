@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from agreement.cases import BATCH, EXAMPLES, LATENT, MICRO, SEED, STEPS
-from agreement.systems import Normed, Spectral
+from agreement.systems import HalfFrozen, Normed, Spectral
 from torch import Tensor, nn
 
 from dtrain.data.order import Order
@@ -48,6 +48,41 @@ def lion(parameters: Any, **options: Any) -> Any:
     return PlainLion(parameters, {"betas": (0.9, 0.99)} | options)
 
 
+class MuonAndAdamW:
+    """Muon for matrices that are no embedding, AdamW for all other parameters."""
+
+    def __init__(self, model: nn.Module, *, others: Mapping[str, Any], **options: Any):
+        tables = [child.weight for child in model.modules() if isinstance(child, nn.Embedding)]
+        named = list(model.parameters())
+        matrices = [own for own in named if own.dim() == 2 and not any(own is table for table in tables)]
+        rest = [own for own in named if not any(own is matrix for matrix in matrices)]
+        self.muon = torch.optim.Muon(matrices, **options)
+        self.adamw = torch.optim.AdamW(rest, foreach=False, **others)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.muon.param_groups + self.adamw.param_groups
+
+    @property
+    def state(self) -> Mapping[Tensor, Any]:
+        return {**self.muon.state, **self.adamw.state}
+
+    def step(self) -> None:
+        self.muon.step()
+        self.adamw.step()
+
+
+def split(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Lists of parameters as torch takes them: each parameter in the first group with a part of its name."""
+    lists: list[dict[str, Any]] = [{"params": []}]
+    lists += [{"params": [], **{k: v for k, v in group.items() if k != "match"}} for group in groups]
+    for name, parameter in model.named_parameters():
+        matching = [number for number, g in enumerate(groups, 1) if g["match"].strip("*") in name]
+        if parameter.requires_grad:
+            lists[matching[0] if matching else 0]["params"].append(parameter)
+    return lists
+
+
 def one_by_one(cls: Any) -> Any:
     """Without torch's kernels for many tensors at once."""
     return functools.partial(cls, foreach=False)
@@ -62,7 +97,7 @@ OPTIMIZERS = {
     "lion": lion,
     "torch.optim:NAdam": one_by_one(torch.optim.NAdam),
 }
-OF_DTRAIN = ("kind", "clip", "clip_value", "schedule")
+OF_DTRAIN = ("kind", "clip", "clip_value", "schedule", "groups")
 
 
 def classifier() -> nn.Module:
@@ -159,10 +194,12 @@ class Reference:
         self.curves: dict[str, list[float]] = {}
         self.step = self.number = 0  # steps and updates done
 
-    def optimizer(self, name: str, rule: Mapping[str, Any]) -> torch.optim.Optimizer:
+    def optimizer(self, name: str, rule: Mapping[str, Any]) -> Any:
         options = {key: value for key, value in rule.items() if key not in OF_DTRAIN}
-        made: torch.optim.Optimizer = OPTIMIZERS[rule["kind"]](self.models[name].parameters(), **options)
-        return made
+        model = self.models[name]
+        if rule["kind"] == "muon":
+            return MuonAndAdamW(model, **options)
+        return OPTIMIZERS[rule["kind"]](split(model, rule.get("groups", ())), **options)
 
     def micro_batches(self) -> Iterator[tuple[Tensor, float]]:
         """Indices of each micro-batch of this update and its share of the update; its draws are seeded."""
@@ -174,7 +211,7 @@ class Reference:
 
     def update(self, *names: str, loss: Callable[[Tensor], tuple[Tensor, Terms]]) -> None:
         """One update of the models by the mean of `loss` over the examples of all micro-batches."""
-        parameters = {name: list(self.models[name].parameters()) for name in names}
+        parameters = {name: trained(self.models[name]) for name in names}
         flat = [parameter for name in names for parameter in parameters[name]]
         gradient = [torch.zeros_like(parameter) for parameter in flat]
         means: dict[str, float] = {}
@@ -209,12 +246,13 @@ class Reference:
                 parameter.grad.clamp_(-highest, highest)
             nn.utils.clip_grad_norm_(own, longest)
             for group in self.optimizers[name].param_groups:
-                group["lr"] = self.rules[name]["lr"] * rate(self.rules[name].get("schedule"), self.step)
+                first = group.setdefault("first", group["lr"])
+                group["lr"] = first * rate(self.rules[name].get("schedule"), self.step)
             self.optimizers[name].step()
             if name in self.averages:
                 decay = self.decays[name]
                 with torch.no_grad():
-                    for mean, parameter in zip(self.averages[name].parameters(), own, strict=True):
+                    for mean, parameter in zip(trained(self.averages[name]), own, strict=True):
                         mean.copy_(decay * mean + (1 - decay) * parameter)
         self.number += 1
         self.seen |= self.now
@@ -235,10 +273,14 @@ class Reference:
             found |= {f"last:averages/{name}/{k}": v.detach().numpy() for k, v in model.named_parameters()}
         for name, optimizer in self.optimizers.items():
             for key, parameter in self.models[name].named_parameters():
-                for entry, value in optimizer.state[parameter].items():
+                for entry, value in optimizer.state.get(parameter, {}).items():
                     if isinstance(value, Tensor):
                         found[f"last:optimizers/{name}/{key}/{entry}"] = value.numpy()
         return found
+
+
+def trained(model: nn.Module) -> list[Tensor]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def rate(schedule: Mapping[str, Any] | None, step: int) -> float:
@@ -316,9 +358,15 @@ def train_gan(recipe: Mapping[str, Any], data: Numbers, first: Numbers) -> Numbe
     return plain.result() | evaluated(plain, judged)
 
 
+IMPORTED = {
+    "Normed": functools.partial(Normed, width=4),
+    "HalfFrozen": functools.partial(HalfFrozen, width=4),
+}
+
+
 def train_classifier(recipe: Mapping[str, Any], data: Numbers, first: Numbers) -> Numbers:
     kind = recipe["models"]["classifier"].get("kind")
-    model = Normed(width=4) if kind else classifier()
+    model = {None: classifier, **IMPORTED}[kind and kind.partition(":")[2]]()
     plain = Reference(recipe, data, first, {"classifier": model})
     smoothing = plain.system.get("label_smoothing", 0.0)
 

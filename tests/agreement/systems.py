@@ -90,6 +90,15 @@ class Normed(nn.Module):
         return out
 
 
+class HalfFrozen(Normed):
+    """The same with parts that are not to be trained."""
+
+    def __init__(self, width: int):
+        super().__init__(width)
+        self.first.requires_grad_(False)
+        self.norm.bias.requires_grad_(False)
+
+
 class Spectral(nn.Module):
     """An imported model whose forward moves buffers of its own: one power iteration for each weight."""
 
