@@ -22,5 +22,9 @@ Terms = Frozen[Expression | Term]  # by name
 
 
 def terms(given: Mapping[str, Expression | Term]) -> dict[str, Term]:
-    """Each as a term, those that are expressions alone too."""
-    return {name: Term(of=one) if isinstance(one, str) else one for name, one in given.items()}
+    """Each as a term, those that are expressions alone too, and these first.
+
+    TOML is written in this order: so a recipe that was written out computes and draws in the same one.
+    """
+    ordered = sorted(given.items(), key=lambda item: isinstance(item[1], Term))
+    return {name: Term(of=one) if isinstance(one, str) else one for name, one in ordered}

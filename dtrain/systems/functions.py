@@ -34,8 +34,9 @@ class Body:
         """Understand an expression; what is wrong is noted, and what it gives is then unknown."""
         try:
             names = names_in(text, key)
-            for name in names & self.values.keys():
-                self._compute(name, text, key)
+            for name in self.values:  # in the order in which they are written, and so are their draws
+                if name in names:
+                    self._compute(name, text, key)
             found = read(text, Scope(self.models, self.known, self.fields, list(self.values)), key)
         except ExpressionError as error:
             self.mistakes.append(error)
