@@ -1,46 +1,78 @@
 """Evaluation: the system's own metrics, and those that the recipe names, over every example once."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import TYPE_CHECKING, Any
 
-from dtrain.data.loader import evaluation_batches
+from dtrain.checkpoint.features import load_features
+from dtrain.data.loader import Loader, evaluation_batches
+from dtrain.engines.base import Engine
 from dtrain.errors import RecipeError
-from dtrain.run import Run
+from dtrain.recipe.check import clash
+from dtrain.recipe.metrics import PREFIX
+from dtrain.spec.metrics import Frechet, Metric
+from dtrain.spec.table import Imported
+from dtrain.spec.trust import Trust
 from dtrain.spec.words import nearest
-from dtrain.systems.base import Batch, Evaluation, Models, Ops, System
+from dtrain.systems.base import Array, Batch, Evaluation, Mode, Models, Ops, System
+
+if TYPE_CHECKING:
+    from dtrain.backends.torch_measuring import Measuring
 
 
-def evaluate(run: Run, batches: int | None = None) -> dict[str, float]:
-    """The metrics over every evaluation example, each once, on any number of ranks.
+@dataclass(frozen=True)
+class Evaluator:
+    """What an evaluation needs, be it of a run or of a checkpoint."""
+
+    engine: Engine
+    system: System
+    loader: Loader  # of a sweep over the examples
+    metrics: "Measuring | None"  # those of the recipe; None where it names none
+    seed: int
+
+
+def open_metrics(
+    tables: Mapping[str, Metric | Imported],
+    range: tuple[float, float],
+    gather: Callable[[Array], list[Array]],
+    trust: Trust,
+) -> "Measuring | None":
+    """The metrics of a recipe, for data of this range, with the models whose features they go by."""
+    if not tables:
+        return None
+    from dtrain.backends.torch_measuring import Measuring
+
+    features = {
+        name: load_features(table, range, at=f"evaluate.metrics.{name}", trust=trust)
+        for name, table in tables.items()
+        if isinstance(table, Frechet)
+    }
+    return Measuring(tables, range=range[1] - range[0], features=features, gather=gather, trust=trust)
+
+
+def evaluate(on: Evaluator, *, batches: int | None = None) -> dict[str, float]:
+    """The metrics over every evaluation example, each once; the same, to rounding, on any number of ranks.
 
     Or over so many of each rank's batches: enough for their names.
     """
-    assert run.evaluation is not None
     terms = []
-    for micro, batch in islice(evaluation_batches(run.evaluation), batches):
-        key = (run.recipe.seed, "evaluate", micro.number)
-        shown: Evaluation = run.engine.run(partial(measures, run), batch, key=key)
+    for micro, batch in islice(evaluation_batches(on.loader), batches):
+        function = partial(observed, on.system, predicts=on.metrics is not None)
+        shown: Evaluation = on.engine.run(function, batch, key=(on.seed, "evaluate", micro.number))
         weight = len(micro.indices) if shown.weight is None else shown.weight
         terms.append((0 if micro.idle else weight, shown.terms))
-    return {f"evaluate/{name}": value for name, value in run.engine.mean(terms).items()}
-
-
-def measures(run: Run, models: Models, batch: Batch, ops: Ops) -> Evaluation:
-    """The system's metrics of one micro-batch, and those that the recipe names."""
-    metrics = run.recipe.evaluate.metrics
-    shown = observed(run.system, models, batch, ops, predicts=bool(metrics))
-    logs = dict(shown.terms)
-    if metrics and shown.predicted is None:
-        raise RecipeError("evaluate.metrics", "the system has no predictions to measure", is_key=True)
-    for name, metric in metrics.items():
-        at = f"evaluate.metrics.{name}"
-        if name in logs:
-            raise RecipeError(at, "the system evaluates this itself; another name would do", is_key=True)
-        assert shown.predicted is not None
-        logs[name] = ops.call(metric, *shown.predicted, at=at)
-    return Evaluation(logs, shown.weight, shown.predicted)
+        if on.metrics is not None:
+            if shown.predicted is None:
+                raise RecipeError("evaluate.metrics", "the system has no predictions to measure", is_key=True)
+            for name in on.metrics.tables.keys() & shown.terms.keys():
+                raise clash(name)
+            on.metrics.update(*shown.predicted, idle=micro.idle)
+    own = on.engine.mean(terms)
+    more = {} if on.metrics is None else on.engine.share(on.metrics.compute())  # or ranks could part by a bit
+    return {PREFIX + name: value for name, value in {**own, **more}.items()}
 
 
 def observed(system: System, models: Models, batch: Batch, ops: Ops, *, predicts: bool) -> Evaluation:
@@ -53,18 +85,70 @@ def observed(system: System, models: Models, batch: Batch, ops: Ops, *, predicts
     return Evaluation(shown.terms, shown.weight, system.predict(models, batch, ops))
 
 
-def take_best(run: Run, evaluated: Mapping[str, float]) -> bool:
-    """Note an evaluation that is the best so far. Raises RecipeError if it lacks the metric of choice."""
-    choice = run.recipe.checkpoint
-    if choice.best is None:
-        return False
-    if choice.best not in evaluated:
-        there = ", ".join(evaluated) or "nothing"
-        near = nearest(choice.best, evaluated)
-        said = f'"{choice.best}" is not evaluated; there is {there}'
-        raise RecipeError("checkpoint.best", said, suggestion=near)
-    value, sign = evaluated[choice.best], 1 if choice.mode == "max" else -1
-    is_best = math.isfinite(value) and (run.best is None or sign * value > sign * run.best[1])
-    if is_best:
-        run.best = (run.step, value)
-    return is_best
+class Best:
+    """The best evaluation so far by one metric, and whether a run has waited long enough for a better one.
+
+    A few numbers, which a checkpoint holds: so a run that is cut off and resumed ends where it would have.
+    """
+
+    def __init__(self, metric: str | None, mode: Mode | None, patience: int | None):
+        self.metric, self.mode, self.patience = metric, mode, patience
+        self.at: tuple[int, float] | None = None  # step and value
+        self.waited = 0  # evaluations since then
+
+    @property
+    def steps(self) -> list[int]:
+        """The step of the best, if there is one: its checkpoint stays."""
+        return [] if self.at is None else [self.at[0]]
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether patience is at its end."""
+        return self.patience is not None and self.waited >= self.patience
+
+    @property
+    def why_stale(self) -> str:
+        """Why a run ends early; empty if it does not."""
+        if not self.is_stale:
+            return ""
+        than = "a finite number" if self.at is None else f"better than {self.at[1]:.4g} of step {self.at[0]}"
+        return f"{self.metric} was not {than} in {self.waited} evaluations"
+
+    def check(self, metrics: Iterable[str]) -> None:
+        """Raise RecipeError if the metric is not among those of evaluation."""
+        if self.metric is not None and self.metric not in metrics:
+            there = list(metrics)
+            said = f'"{self.metric}" is not evaluated; there is {", ".join(there) or "nothing"}'
+            raise RecipeError("checkpoint.best", said, suggestion=nearest(self.metric, there))
+
+    def observe(self, step: int, metrics: Mapping[str, float], *, waits: bool) -> bool:
+        """Note an evaluation and say whether it is the best; if not, and it `waits`, patience runs."""
+        if self.metric is None:
+            return False
+        value, sign = metrics[self.metric], 1 if self.mode == "max" else -1
+        is_best = math.isfinite(value) and (self.at is None or sign * value > sign * self.at[1])
+        if is_best:
+            self.at, self.waited = (step, value), 0
+        elif waits:
+            self.waited += 1
+        return is_best
+
+    def state(self) -> dict[str, Any] | None:
+        """What a checkpoint holds of it."""
+        if self.metric is None:
+            return None
+        return {
+            "metric": self.metric,
+            "mode": self.mode,
+            "at": self.at,
+            "waited": self.waited,
+            "stale": self.is_stale,
+        }
+
+    def restore(self, state: Mapping[str, Any] | None, *, is_there: Callable[[int], bool]) -> None:
+        """Take up a state, if it was of the same choice, and the best one's checkpoint is still there."""
+        if state is None or (state["metric"], state["mode"]) != (self.metric, self.mode):
+            return
+        if state["at"] is None or is_there(state["at"][0]):
+            self.at = None if state["at"] is None else (state["at"][0], state["at"][1])
+            self.waited = state.get("waited", 0)

@@ -58,10 +58,14 @@ class Saved:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last step is done and saved. `skipped` updates moved nothing, as `train.on_nonfinite` asked."""
+    """The last step is done and saved; or an earlier one, of a run that does not become better any more.
+
+    `skipped` updates moved nothing, as `train.on_nonfinite` asked.
+    """
 
     step: int
     skipped: int = 0
+    early: str = ""  # why it ended before its last step
 
 
 Event = Started | Stepped | Evaluated | Sampled | Saved | Finished

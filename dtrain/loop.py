@@ -8,7 +8,7 @@ from dtrain.backends.torch_schedules import Settings
 from dtrain.checkpoint.write import keep, write
 from dtrain.diverged import check, count
 from dtrain.engines.base import Measured, Update
-from dtrain.evaluation import evaluate, take_best
+from dtrain.evaluation import evaluate
 from dtrain.events import Evaluated, Event, Finished, Saved, Started, Stepped
 from dtrain.recipe.write import to_toml
 from dtrain.run import Run
@@ -29,10 +29,12 @@ def train(run: Run) -> Iterator[Event]:
     updates = updates_before(phases, run.step)
     clock = Clock()
     measured: dict[str, Measured] = {}  # the latest update of each phase since the last log
-    if run.schedules.monitors:
-        run.schedules.check(evaluate(run, 1))  # not hours later, at the first evaluation
+    if run.evaluation is not None:  # what is wrong with metrics is said now, not hours later
+        names = evaluate(run.evaluation, batches=1)
+        run.schedules.check(names)
+        run.best.check(names)
     yield Started(run.step, run.total, run.recipe.train.batch_size)
-    while run.step < run.total:
+    while run.step < run.total and not run.best.is_stale:
         done, is_last = run.step + 1, run.step + 1 == run.total
         logs, saves = due(every.log, done, is_last), due(every.save, done, is_last)
         evaluates = run.evaluation is not None and due(every.evaluate, done, is_last)
@@ -56,22 +58,27 @@ def train(run: Run) -> Iterator[Event]:
         if logs:
             measured.clear()
 
-        if evaluates:
-            evaluated = evaluate(run)
-            if due(every.evaluate, done, is_last=False):  # or a run and a longer one would part at this step
+        if evaluates and run.evaluation is not None:
+            evaluated = evaluate(run.evaluation)
+            # Of the one that only the end brings nothing may depend: a longer run has none at this step.
+            is_regular = due(every.evaluate, done, is_last=False)
+            if is_regular:
                 run.schedules.observe(evaluated)
-            if take_best(run, evaluated) and not saves:
-                check(run, weights=True)
-                saves = True
+            is_best = run.best.observe(done, evaluated, waits=is_regular)
             if evaluated:
                 yield Evaluated(done, evaluated)
+            is_last = is_last or run.best.is_stale
+            samples = samples or is_last
+            if (is_best or is_last) and not saves:
+                check(run, weights=True)
+                saves = True
         if samples:
             yield from sample(run)
         if saves:
             yield Saved(done, save(run))
         if evaluates or samples or saves:
             clock.restart()
-    yield Finished(run.step, run.skipped)
+    yield Finished(run.step, run.skipped, run.best.why_stale)
 
 
 def due(period: int, step: int, is_last: bool) -> bool:
@@ -117,7 +124,7 @@ def save(run: Run) -> Path:
         environment=run.environment,
     )
     if run.engine.rank == 0:
-        keep(run.folder, newest=run.recipe.checkpoint.keep, best=[run.best[0]] if run.best else [])
+        keep(run.folder, newest=run.recipe.checkpoint.keep, best=run.best.steps)
     return path
 
 

@@ -25,8 +25,10 @@ from dtrain.engines.base import Engine
 from dtrain.engines.launcher import contradictions
 from dtrain.engines.world import World, read_world
 from dtrain.errors import CheckpointError, DataError, DtrainError, LaunchError, RecipeError
+from dtrain.evaluation import Best, Evaluator, open_metrics
 from dtrain.format.files import folder_name
 from dtrain.recipe.fit import check_fields, check_schedules, check_shares
+from dtrain.recipe.metrics import best_mode
 from dtrain.recipe.plan import pace_of
 from dtrain.recipe.values import Recipe
 from dtrain.recipe.write import encode, to_toml
@@ -43,7 +45,7 @@ OF_OTHER_RANKS = {kind.__name__: kind for kind in (CheckpointError, DataError, L
 class Run:
     """What the loop needs; a `with` resource, or closed by `close`.
 
-    `step` counts the steps done, and `best` is the step and value of the best evaluation saved so far.
+    `step` counts the steps done, and `best` is what is known of the best evaluation saved so far.
     """
 
     recipe: Recipe
@@ -51,14 +53,14 @@ class Run:
     engine: Engine
     loader: Loader
     order: Order
-    evaluation: Loader | None  # None where the data has no part for it
+    evaluation: Evaluator | None  # None where the data has no part for it
     schedules: Schedules
     place: Place
     pace: Pace  # how long it is, and what lengths in epochs come to
     environment: Mapping[str, Any]  # versions, device and world, for the manifest
     data: Mapping[str, Any]  # how many examples of what shapes; a resume needs the same
+    best: Best
     step: int = 0
-    best: tuple[int, float] | None = None  # step and value
     skipped: int = 0  # updates whose numbers were not finite
     skipped_in_a_row: int = 0  # of them, those since the last that was not
     resources: ExitStack = field(default_factory=ExitStack)
@@ -74,9 +76,8 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds besides tensors."""
-        choice = self.recipe.checkpoint
-        best = None if self.best is None else {"metric": choice.best, "mode": choice.mode, "at": self.best}
-        own: dict[str, Any] = {"step": self.step, "total": self.total, "best": best, "data": self.data}
+        own: dict[str, Any] = {"step": self.step, "total": self.total, "data": self.data}
+        own |= {"best": self.best.state()}
         own |= {"schedules": self.schedules.state(), "skipped": [self.skipped, self.skipped_in_a_row]}
         return own | self.engine.scalars()
 
@@ -118,7 +119,7 @@ def setup(
         for mistake in contradictions(recipe.train, clips, world.size, world.asked):
             raise mistake
     with ExitStack() as stack:
-        engine = stack.enter_context(_open_engine(recipe, world, trust))
+        engine = stack.enter_context(open_engine(recipe, world, trust))
         # One process of each machine first: a dataset that downloads itself does so once.
         opened = agreed(engine, lambda: _open_data(recipe, trust) if world.local_rank == 0 else None)
         examples, evaluation = agreed(engine, lambda: opened or _open_data(recipe, trust))
@@ -137,11 +138,12 @@ def setup(
             order=order,
             evaluation=None
             if evaluation is None
-            else stack.enter_context(_sweep(evaluation, recipe, engine)),
+            else stack.enter_context(evaluator(recipe, evaluation, engine, trust)),
             schedules=agreed(engine, lambda: Schedules(recipe.optimizers, pace, trust=trust)),
             place=Place(Path(), None),
             pace=pace,
             environment=_environment(engine),
+            best=Best(recipe.checkpoint.best, best_mode(recipe), recipe.train.patience),
             data={
                 "examples": len(examples),
                 "fields": {name: list(f.shape) for name, f in examples.fields.items()},
@@ -179,7 +181,8 @@ def agreed(engine: Engine, action: Any) -> Any:
 
 
 @contextmanager
-def _open_engine(recipe: Recipe, world: World, trust: Trust) -> Iterator[Engine]:
+def open_engine(recipe: Recipe, world: World, trust: Trust) -> Iterator[Engine]:
+    """The engine of a world, with the recipe's models, optimizers and averages."""
     # Only now, as torch and Accelerate take seconds to import.
     from dtrain.engines.accelerated import AcceleratedEngine
     from dtrain.engines.processes import join
@@ -216,8 +219,17 @@ def _open_data(recipe: Recipe, trust: Trust) -> tuple[Examples, Examples | None]
         return examples, None
 
 
-def _sweep(examples: Examples, recipe: Recipe, engine: Engine) -> Loader:
-    return Loader(examples, Sweep(len(examples), recipe.train.micro), engine.rank, engine.world)
+@contextmanager
+def evaluator(recipe: Recipe, examples: Examples, engine: Engine, trust: Trust) -> Iterator[Evaluator]:
+    """What evaluates on these examples; raises RecipeError or CheckpointError if a metric cannot be had."""
+    system = recipe.system
+    assert isinstance(system, System)
+    metrics = agreed(
+        engine, lambda: open_metrics(recipe.evaluate.metrics, examples.range, engine.gather_arrays, trust)
+    )
+    sweep = Sweep(len(examples), recipe.train.micro)
+    with Loader(examples, sweep, engine.rank, engine.world) as loader:
+        yield Evaluator(engine, system, loader, metrics, recipe.seed)
 
 
 @contextmanager
@@ -256,7 +268,7 @@ def _restore(run: Run, path: Path) -> None:
         run.schedules.restore(checkpoint.state.get("schedules", {}))
         run.step = checkpoint.step
         run.skipped, run.skipped_in_a_row = checkpoint.state.get("skipped", (0, 0))
-        run.best = _best_of(run, checkpoint.state["best"])
+        run.best.restore(checkpoint.state["best"], is_there=lambda step: _saved(run, step).is_dir())
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} does not hold what this dtrain expects: {error!r}") from error
     except CheckpointError as error:
@@ -266,13 +278,8 @@ def _restore(run: Run, path: Path) -> None:
         raise CheckpointError(f"{place}{error}{hint}") from None
 
 
-def _best_of(run: Run, saved: Mapping[str, Any] | None) -> tuple[int, float] | None:
-    """The best so far, if it was chosen as this recipe chooses and its checkpoint is one of this run's."""
-    choice = run.recipe.checkpoint
-    if saved is None or (saved["metric"], saved["mode"]) != (choice.best, choice.mode):
-        return None
-    step, value = saved["at"]
-    return (step, value) if (run.folder / "checkpoints" / folder_name(step)).is_dir() else None
+def _saved(run: Run, step: int) -> Path:
+    return run.folder / "checkpoints" / folder_name(step)
 
 
 def _check_optimizers(recipe: Recipe, saved: Mapping[str, Any]) -> None:

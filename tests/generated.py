@@ -216,9 +216,12 @@ def recipes(draw: st.DrawFn) -> Recipe:
     train = draw(table(Train).filter(lambda train: train.steps is None or train.steps > 0))
     steps = draw(st.integers(10, 99)) if train.steps else None
     batches = {"batch_size": micro * draw(st.integers(1, 4)), "micro_batch_size": micro, "steps": steps}
+    every = draw(table(Every))
     evaluate = draw(table(Evaluate)) if getattr(system, "kind", "") == "classifier" else Evaluate()
     metrics = [*METRICS.get(getattr(system, "kind", ""), ("any",)), *evaluate.metrics]
     best = draw(st.none() | st.sampled_from([f"evaluate/{name}" for name in metrics]))
+    checkpoint = draw(table(Checkpoint))
+    patience = train.patience if best is not None and every.evaluate else None
     return Recipe(
         name=draw(of(fields_of(Recipe)["name"][0])),
         seed=draw(st.integers(0, 2**63 - 1)),
@@ -227,10 +230,10 @@ def recipes(draw: st.DrawFn) -> Recipe:
         models=types.MappingProxyType(models),
         optimizers=types.MappingProxyType({name: draw(of(AnyOptimizer)) for name in dict.fromkeys(trained)}),
         data=draw(of(fields_of(Recipe)["data"][0])),
-        train=dataclasses.replace(train, **batches),
+        train=dataclasses.replace(train, **batches, patience=patience),
         averages=types.MappingProxyType({n: draw(table(Average)) for n in trained if draw(st.booleans())}),
-        every=draw(table(Every)),
+        every=every,
         evaluate=evaluate,
-        checkpoint=dataclasses.replace(draw(table(Checkpoint)), best=best),
+        checkpoint=dataclasses.replace(checkpoint, best=best, mode=checkpoint.mode or "min"),
         track=draw(table(Track)),
     )

@@ -1,5 +1,6 @@
 """The commands: what they print, and how they end."""
 
+import json
 import os
 import re
 import signal
@@ -214,6 +215,10 @@ def test_a_run_ends_with_where_everything_lies(
     assert (said.code, said.errors) == (0, "")
     lines = dict(line.split(maxsplit=1) for line in said.out.splitlines() if line)
     run = only_run(tmp_path / "runs").relative_to(tmp_path)
+    best, metric, value = lines.pop("best").split()
+    step, least = json.loads((run / "checkpoints/step-00000008/state.json").read_bytes())["best"]["at"]
+    assert (best, metric) == (f"{run}/checkpoints/step-{step:08d}", "evaluate/loss")
+    assert float(value) == pytest.approx(least, rel=1e-5)
     assert lines == {
         "run": str(run),
         "checkpoint": f"{run}/checkpoints/step-00000008",
@@ -245,7 +250,12 @@ def test_an_interrupted_run_says_so_and_carries_on(gan: Path, tmp_path: Path) ->
 def test_the_program_itself_runs_and_refuses(gan: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     for arguments, code, out, errors in (
-        (["run", gan, "--runs", tmp_path / "runs"], 0, r"\nrun +\S+\ncheckpoint +\S+\npictures +\S+\n", ""),
+        (
+            ["run", gan, "--runs", tmp_path / "runs"],
+            0,
+            r"\nrun +\S+\ncheckpoint +\S+\nbest +\S+ .*\npictures +\S+\n",
+            "",
+        ),
         (["run", gan, "seed=-1"], 2, "", r"argument 1:6: seed: found -1; a number at least 0 would do\n"),
     ):
         command = [sys.executable, "-m", "dtrain", *map(str, arguments)]

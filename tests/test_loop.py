@@ -51,7 +51,7 @@ def test_the_best_of_another_metric_is_forgotten_on_a_resume(classifier: Path, t
         list(dtrain.train(run))
     second = dtrain.load(classifier, ['checkpoint.best="evaluate/accuracy"'])
     with dtrain.setup(second, runs=tmp_path / "runs", resume=run.folder) as resumed:
-        assert (resumed.step, resumed.best) == (3, None)
+        assert (resumed.step, resumed.best.at) == (3, None)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_a_save(classifier: Path, tmp_path: Path) -> None:

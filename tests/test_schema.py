@@ -264,6 +264,7 @@ def below(schemas: list[dict[str, Any]], key: str, whole: Any) -> list[dict[str,
 
 PLACES = {  # where tables stand that have no name of their own
     "a layer": ["models", "any", "layers", "[]"],
+    "a metric": ["evaluate", "metrics", "any"],
     "a schedule": ["optimizers", "any", "schedule"],
     "a part of a sequence": ["optimizers", "any", "schedule", "parts", "[]"],
     "a length": ["optimizers", "any", "schedule", "warmup"],

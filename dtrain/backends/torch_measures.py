@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +17,23 @@ Measure = Callable[[Tensor, Tensor], Tensor]
 
 
 def build_measure(
-    imported: Imported, device: torch.device, dtype: torch.dtype, *, at: str, trust: Trust
+    imported: Imported,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    at: str,
+    trust: Trust,
+    role: Literal["loss", "metric"] = "loss",
 ) -> Measure:
     """A module built with its arguments, or a function that is given them after prediction and target.
 
     Raises RecipeError, naming the key `at`, if it cannot be had, or would have to be trained.
     """
     try:
-        found = find(imported.path, "loss", trust)
+        found = find(imported.path, role, trust)
         if not isinstance(found, type):
-            return partial(found, **prepared(found, imported.arguments, "loss", trust))
-        module: nn.Module = call_found(found, imported.arguments, "loss", trust)
+            return partial(found, **prepared(found, imported.arguments, role, trust))
+        module: nn.Module = call_found(found, imported.arguments, role, trust)
     except ImportPathError as error:
         raise RecipeError(f"{at}.kind", error.message, suggestion=error.suggestion) from error
     except Exception as error:  # the class is the user's

@@ -5,6 +5,7 @@ some process is working on holds a lock, which the system frees when that proces
 """
 
 import fcntl
+import json
 import secrets
 import shutil
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import IO
 from dtrain.checkpoint.read import checkpoints_in, step_of
 from dtrain.checkpoint.write import PARTIAL
 from dtrain.errors import CheckpointError
-from dtrain.format.files import MANIFEST, RECIPE, write_synced
+from dtrain.format.files import MANIFEST, RECIPE, STATE, write_synced
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,19 @@ def choose(
             if _recipe_of(run) != recipe or (found := try_lock(run)) is None:
                 continue
             newest = next(reversed(checkpoints_in(run)), None)
-            if newest is None or step_of(newest) < last_step:
+            if newest is None or (step_of(newest) < last_step and not _ended_early(newest)):
                 return Place(_swept(run), newest), found
             found.close()
             break
     return _new(home, recipe, None)
+
+
+def _ended_early(checkpoint: Path) -> bool:
+    """Whether a run ended with this checkpoint because it no longer became better."""
+    try:
+        return bool(json.loads((checkpoint / STATE).read_bytes())["best"]["stale"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def try_lock(run: Path) -> IO[bytes] | None:

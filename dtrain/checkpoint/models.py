@@ -8,9 +8,10 @@ from torch import nn
 
 from dtrain.backends.torch_backend import build_model
 from dtrain.backends.torch_weights import named_tensors, restore_tensors, tensors_of
-from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
+from dtrain.checkpoint.read import Checkpoint, newest_of
 from dtrain.errors import CheckpointError
 from dtrain.recipe.load import from_checkpoint
+from dtrain.recipe.values import Recipe
 from dtrain.spec.models import ModelSpec
 from dtrain.spec.trust import Trust
 
@@ -26,15 +27,22 @@ def load_models(
     missing or altered, and RecipeError where a model cannot be had.
     """
     trusted = Trust(names=(trust,) if isinstance(trust, str) else tuple(trust))
-    path = Path(path)
-    inside = checkpoints_in(path)
-    checkpoint = open_checkpoint(inside[-1] if inside else path)
+    checkpoint = newest_of(Path(path))
     recipe = from_checkpoint(checkpoint.recipe, folder=checkpoint.path, trust=trusted)
+    return models_of(checkpoint, recipe, trusted, averages=averages)
+
+
+def models_of(
+    checkpoint: Checkpoint, recipe: Recipe, trusted: Trust, *, averages: bool = True, only: str | None = None
+) -> dict[str, nn.Module]:
+    """The same for a checkpoint that was opened, with its recipe; of one model `only`, where it is named."""
     weights = tensors_of(checkpoint, "models")
     if averages:
         weights |= tensors_of(checkpoint, "averages")
     models = {}
     for name, spec in recipe.models.items():
+        if only not in (None, name):
+            continue
         given = {key.partition("/")[2]: value for key, value in weights.items() if key.startswith(f"{name}/")}
         held = sum(value.numel() for value in given.values())
         if isinstance(spec, ModelSpec) and spec.parameter_count() > held:  # before memory is asked for

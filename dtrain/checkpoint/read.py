@@ -1,5 +1,7 @@
 """A checkpoint's tensors; what else is in it is read by `dtrain.format`."""
 
+from pathlib import Path
+
 import torch
 
 from dtrain.backends.torch_weights import tensors_of
@@ -8,6 +10,12 @@ from dtrain.format.checkpoints import checkpoints_in as checkpoints_in
 from dtrain.format.checkpoints import open_checkpoint as open_checkpoint
 from dtrain.format.checkpoints import step_of as step_of
 from dtrain.format.files import PARTS
+
+
+def newest_of(path: Path) -> Checkpoint:
+    """The checkpoint that a path names, or the newest of a run; found whole."""
+    inside = checkpoints_in(path)
+    return open_checkpoint(inside[-1] if inside else path)
 
 
 def all_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, torch.Tensor]]:

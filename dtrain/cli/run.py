@@ -5,11 +5,15 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dtrain.cli.arguments import a_recipe
 from dtrain.errors import DivergedError, DtrainError
+
+if TYPE_CHECKING:
+    from dtrain.evaluation import Best
 
 
 @click.command()
@@ -75,7 +79,7 @@ def run(
                 command = to_see_again(recipe, overrides, set_files, untrusted, trust, runs, error.checkpoint)
                 raise DivergedError(f"{error}\n  to see it again: {command}", error.checkpoint) from None
         if ready.engine.rank == 0:
-            _summarise(ready.folder, uses_wandb="wandb" in loaded.track.kinds)
+            _summarise(ready.folder, ready.best, uses_wandb="wandb" in loaded.track.kinds)
 
 
 def to_see_again(
@@ -109,13 +113,18 @@ def to_see_again(
     )
 
 
-def _summarise(folder: Path, *, uses_wandb: bool) -> None:
+def _summarise(folder: Path, best: "Best", *, uses_wandb: bool) -> None:
     """Say where everything lies, and how to look at it."""
-    from dtrain.checkpoint.read import checkpoints_in
+    from dtrain.checkpoint.read import checkpoints_in, step_of
     from dtrain.track.weights_and_biases import how_to_look
 
     print(f"\nrun         {_short(folder)}")
-    print(f"checkpoint  {_short(checkpoints_in(folder)[-1])}")
+    checkpoints = checkpoints_in(folder)
+    print(f"checkpoint  {_short(checkpoints[-1])}")
+    if best.at is not None:
+        step, value = best.at
+        path = next(path for path in checkpoints if step_of(path) == step)
+        print(f"best        {_short(path)}  {best.metric} {value:.6g}")
     for what, files in (("pictures", "*.png"), ("texts", "*.txt")):
         if found := sorted((folder / "samples").glob(files)):
             print(f"{what:<12}{_short(found[-1])}")

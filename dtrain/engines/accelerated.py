@@ -18,7 +18,7 @@ from dtrain.backends.torch_weights import named_tensors, restore_tensors
 from dtrain.data.order import MicroBatch
 from dtrain.data.source import Batch
 from dtrain.engines.base import Fault, Key, Measured, Part, Update
-from dtrain.engines.exchange import gather_json
+from dtrain.engines.exchange import gather_arrays, gather_json
 from dtrain.engines.finite import Shown, Watch, all_finite, as_json, first_of, sums, weights_fault
 from dtrain.engines.precision import HALF, check_precision, in_full
 from dtrain.engines.statistics import IDLE, Notes, average_notes, loose_buffers, take_notes
@@ -179,15 +179,25 @@ class AcceleratedEngine:
         names = self.share(names) if self.world > 1 else names
         if not names:  # a system that evaluates nothing
             return {}
-        sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=self.device)
-        for weight, logs in terms:
-            row = torch.stack([torch.as_tensor(logs[name], device=self.device).double() for name in names])
-            sums[:-1] += torch.where(torch.as_tensor(weight, device=self.device) > 0, row * weight, 0.0)
-            sums[-1] += weight
+        weights = self._numbers([weight for weight, _ in terms])[:, None]
+        rows = self._numbers([logs[name] for _, logs in terms for name in names]).reshape(len(terms), -1)
+        weighed = torch.where(weights > 0, rows * weights, 0.0)  # what counts for nothing may be nan
+        sums = torch.cat([weighed, weights], dim=1).sum(0)
         if self.world > 1:
             sums = self.accelerator.reduce(sums, "sum")
         *values, total = sums.tolist()
         return {name: value / (total or 1.0) for name, value in zip(names, values, strict=True)}
+
+    def _numbers(self, values: Sequence[Tensor | float]) -> Tensor:
+        """Numbers and scalar arrays as one array on the device, where no value of it is waited for."""
+        plain = [0.0 if isinstance(value, Tensor) else float(value) for value in values]
+        on_device = torch.tensor(plain, dtype=torch.float64, device=self.device).unbind()
+        return torch.stack(
+            [
+                value.double().reshape(()) if isinstance(value, Tensor) else number
+                for value, number in zip(values, on_device, strict=True)
+            ]
+        )
 
     def tensors(self) -> Iterator[tuple[Part, str, Tensor]]:
         for name, module in self.bare.items():
@@ -239,6 +249,9 @@ class AcceleratedEngine:
 
     def gather(self, value: Any) -> list[Any]:
         return gather_json(value, self.accelerator) if self.world > 1 else [value]
+
+    def gather_arrays(self, array: Tensor) -> list[Tensor]:
+        return gather_arrays(array, self.accelerator) if self.world > 1 else [array]
 
     def _prepare(
         self, prepare: Callable[[Models, Mapping[str, Any], Ops], Logs], batch: Mapping[str, Tensor]

@@ -107,3 +107,7 @@ class Engine(Protocol):
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank, by rank; of what JSON holds."""
         ...
+
+    def gather_arrays(self, array: Array) -> list[Array]:
+        """Every rank's array, on every rank, by rank; they may differ in length, but not in other axes."""
+        ...

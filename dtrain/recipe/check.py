@@ -6,6 +6,7 @@ from typing import Any
 
 from dtrain.errors import RecipeError
 from dtrain.recipe.mend import roundness
+from dtrain.recipe.metrics import evaluated, known_mode
 from dtrain.recipe.parts import Parts
 from dtrain.spec.blocks import LayerError, shape_after
 from dtrain.spec.lengths import Pace
@@ -28,8 +29,8 @@ def mistakes(parts: Parts, spread: Collection[str] = ()) -> Iterator[RecipeError
     yield from _batches(parts.values.get("train"))
     system = parts.values.get("system")
     metrics = _evaluated(system, parts)
-    if (checkpoint := parts.values.get("checkpoint")) is not None and checkpoint.best is not None:
-        yield from _metric("checkpoint.best", checkpoint.best, metrics)
+    yield from _best(parts, system, metrics)
+    yield from _clashes(parts, system)
     yield from _monitors(parts, metrics)
     if not isinstance(system, System):
         yield from _names(parts, {})
@@ -99,15 +100,41 @@ def _evaluated(system: Any, parts: Parts) -> list[str]:
     """The metrics of evaluation; empty where only a run can tell, or the table of them is not good."""
     if "evaluate" not in parts.values and ("evaluate" in parts.table or parts.misspelt("evaluate")):
         return []
-    more = parts.values["evaluate"].metrics if "evaluate" in parts.values else ()
-    owners = {
-        next(cls for cls in type(system).__mro__ if name in vars(cls))
-        for name in ("evaluate", "evaluates")
-        if isinstance(system, System)
-    }
-    if len(owners) != 1:  # a class of the user's own may evaluate more than the one that it is made from
-        return []
-    return [f"evaluate/{name}" for name in (*system.evaluates, *more)]
+    return evaluated(system, parts.values["evaluate"].metrics if "evaluate" in parts.values else {})
+
+
+def _best(parts: Parts, system: Any, metrics: list[str]) -> Iterator[RecipeError]:
+    """What is wrong with the metric that checkpoints are chosen by, and that a run may end by."""
+    checkpoint, train = parts.values.get("checkpoint"), parts.values.get("train")
+    best = None if checkpoint is None else checkpoint.best
+    if best is not None and checkpoint is not None:
+        yield from (wrong := list(_metric("checkpoint.best", best, metrics)))
+        own = parts.values["evaluate"].metrics if "evaluate" in parts.values else {}
+        is_known = isinstance(system, System) or best.removeprefix("evaluate/") in own
+        if checkpoint.mode is None and not wrong and is_known and known_mode(best, system, own) is None:
+            said = f'required, as nothing says which value of {show(best)} is best; "max" or "min" would do'
+            yield RecipeError("checkpoint.mode", said)
+    if train is None or train.patience is None:
+        return
+    if best is None and (checkpoint is not None or "checkpoint" not in parts.table):
+        said = 'needs the metric that is to become better; checkpoint.best = "evaluate/loss" would do'
+        yield RecipeError("train.patience", said, is_key=True)
+    if _evaluates_never(parts):
+        said = "nothing is evaluated before the end (every.evaluate is 0); every.evaluate = 500 would do"
+        yield RecipeError("train.patience", said, is_key=True)
+
+
+def _clashes(parts: Parts, system: Any) -> Iterator[RecipeError]:
+    """Metrics under names that the system has for its own."""
+    for name in getattr(parts.values.get("evaluate"), "metrics", {}):
+        if isinstance(system, System) and name in system.evaluates and evaluated(system, {}):
+            yield clash(name)
+
+
+def clash(name: str) -> RecipeError:
+    """The mistake of a metric under a name that is the system's."""
+    said = "the system evaluates this itself; another name would do"
+    return RecipeError(dotted(("evaluate", "metrics", name)), said, is_key=True)
 
 
 def _metric(key: str, found: str, metrics: list[str]) -> Iterator[RecipeError]:
@@ -123,16 +150,20 @@ def _metric(key: str, found: str, metrics: list[str]) -> Iterator[RecipeError]:
 
 def _monitors(parts: Parts, metrics: list[str]) -> Iterator[RecipeError]:
     """Schedules that go by what is never evaluated."""
-    every = parts.values.get("every")
-    is_evaluated = bool(every.evaluate) if every is not None else "every" in parts.table
     for name, optimizer in parts.values.get("optimizers", {}).items():
         monitor, key = getattr(optimizer.schedule, "monitor", None), f"optimizers.{name}.schedule.monitor"
         if monitor is None:
             continue
         yield from _metric(key, monitor, metrics)
-        if not is_evaluated:
+        if _evaluates_never(parts):
             said = "nothing is evaluated before the end (every.evaluate is 0); every.evaluate = 500 would do"
             yield RecipeError(key, said)
+
+
+def _evaluates_never(parts: Parts) -> bool:
+    """Whether nothing is evaluated before the end, for all one can tell."""
+    every = parts.values.get("every")
+    return not every.evaluate if every is not None else "every" not in parts.table
 
 
 def _misspelt(name: str, parts: Parts, needed: Sequence[str]) -> str | None:

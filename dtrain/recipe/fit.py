@@ -22,10 +22,11 @@ from dtrain.spec.blocks import LayerError
 from dtrain.spec.decode import fields_of
 from dtrain.spec.layers import BatchNorm, ImportedLayer
 from dtrain.spec.lengths import Pace
+from dtrain.spec.metrics import Metric
 from dtrain.spec.models import Model, ModelSpec
 from dtrain.spec.sequence import Embedding
 from dtrain.spec.table import Imported
-from dtrain.spec.words import nearest, placed
+from dtrain.spec.words import dotted, nearest, placed
 from dtrain.systems.base import System
 
 
@@ -111,11 +112,14 @@ def _link_outside(path: Path, document: Document) -> Path | None:
 
 
 def data_paths(values: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
-    """The paths of built-in sources, under their keys."""
-    evaluation = getattr(values.get("evaluate"), "data", None)
-    for key, data in (("data", values.get("data")), ("evaluate.data", evaluation)):
-        for name in fields_of(type(data)) if isinstance(data, Source) else ():
-            path = getattr(data, name)
+    """The paths of built-in sources and of metrics, under their keys."""
+    evaluate = values.get("evaluate")
+    tables = {"data": values.get("data"), "evaluate.data": getattr(evaluate, "data", None)}
+    for name, metric in getattr(evaluate, "metrics", {}).items():
+        tables[dotted(("evaluate", "metrics", name))] = metric
+    for key, table in tables.items():
+        for name in fields_of(type(table)) if isinstance(table, Source | Metric) else ():
+            path = getattr(table, name)
             if isinstance(path, Path):
                 yield f"{key}.{name}", path
 
@@ -123,13 +127,27 @@ def data_paths(values: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
 def missing_files(values: Mapping[str, Any], document: Document) -> Iterator[RecipeError]:
     """Every path of the data that leads nowhere, with one that is there and near; not those outside."""
     for key, path in data_paths(values):
-        if is_outside(key, path, document):
-            continue
-        if not os.path.exists(path):
-            written = str(at(document.table, placed(key)))
-            yield RecipeError(key, f"{path} does not exist", suggestion=near_path(path, written))
-        elif not path.is_file() and not path.is_dir():  # a pipe or a device may have no end
-            yield RecipeError(key, f"{path} is neither a file nor a folder")
+        if not is_outside(key, path, document):
+            yield from _absent(key, path, document)
+
+
+def _absent(key: str, path: Path, document: Document) -> Iterator[RecipeError]:
+    if not os.path.exists(path):
+        written = str(at(document.table, placed(key)))
+        yield RecipeError(key, f"{path} does not exist", suggestion=near_path(path, written))
+    elif not path.is_file() and not path.is_dir():  # a pipe or a device may have no end
+        yield RecipeError(key, f"{path} is neither a file nor a folder")
+
+
+def check_evaluation(recipe: Recipe, document: Document) -> None:
+    """Raise RecipeErrors unless what an evaluation of a checkpoint reads is there; training data need not be.
+
+    It may lie anywhere, even for a recipe that is not trusted: nothing of it is shown but the metrics.
+    """
+    values = {"evaluate": recipe.evaluate} | ({} if recipe.evaluate.data else {"data": recipe.data})
+    errors = [error for key, path in data_paths(values) for error in _absent(key, path, document)]
+    if errors := [*errors, *missing_modules(values)]:
+        raise located(document, errors)
 
 
 def check_fields(recipe: Recipe, fields: Mapping[str, Field]) -> None:

@@ -60,7 +60,8 @@ def named(tables: Tables) -> Iterator[Named]:
         if isinstance(data, Imported):
             yield Named(place, data, "source")
     for name, metric in getattr(evaluate, "metrics", {}).items():
-        yield Named(("evaluate", "metrics", name), metric, "metric")
+        if isinstance(metric, Imported):
+            yield Named(("evaluate", "metrics", name), metric, "metric")
 
 
 def check_trust(tables: Tables, trust: Trust = EVERYTHING) -> Iterator[RecipeError]:

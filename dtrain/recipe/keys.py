@@ -15,6 +15,7 @@ from dtrain.spec.decode import UnknownKey, fields_of, own_keys, split
 from dtrain.spec.layers import Layer
 from dtrain.spec.lengths import Span
 from dtrain.spec.losses import Term
+from dtrain.spec.metrics import Metric
 from dtrain.spec.models import ModelSpec
 from dtrain.spec.schedules import Part, RateSchedule
 from dtrain.spec.table import Imported, OneOf, key_of
@@ -67,6 +68,7 @@ def tables() -> Iterator[tuple[str, type]]:
     yield from _family("a schedule", OneOf(RateSchedule))
     yield "a part of a sequence", Part
     yield "a length", Span
+    yield from _family("a metric", OneOf(Metric))
     yield "[models.NAME]", ModelSpec
     yield "[[system.phases]]", PhaseTable
     yield "[...losses.NAME]", Term

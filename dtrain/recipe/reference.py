@@ -25,6 +25,7 @@ from dtrain.spec.initial import Initial
 from dtrain.spec.layers import ImportedLayer, Layer
 from dtrain.spec.lengths import Span
 from dtrain.spec.losses import Term
+from dtrain.spec.metrics import Metric
 from dtrain.spec.models import ModelSpec, StoredModel
 from dtrain.spec.optimizers import ImportedOptimizer, Optimizer
 from dtrain.spec.rates import ImportedSchedule
@@ -40,6 +41,7 @@ PART = re.compile(r"(?<=<!-- generated: )([a-z]+)( -->\n).*?(?=<!-- end -->)", r
 FAMILIES = {  # what a table of a family is called
     "Initial": "[initial value](#initial-values)",
     "Layer": "[layers](#layers)",
+    "Metric": "[metric](#metrics)",
     "ModelSpec": "[model](#models)",
     "Optimizer": "[optimizer](#optimizers)",
     "RateSchedule": "[schedule](#schedules)",
@@ -60,6 +62,7 @@ def parts() -> dict[str, str]:
         "averages": rows(Average),
         "every": rows(Every),
         "evaluate": rows(Evaluate),
+        "metrics": "\n".join(family(Metric)),
         "checkpoint": rows(Checkpoint),
         "track": rows(Track),
         "systems": "\n".join(family(System)),
@@ -127,9 +130,19 @@ def rows(cls: type, keys: list[str] | None = None) -> str:
 
 def _kind(title: str, cls: type, keys: list[str]) -> Iterator[str]:
     paper = f" Source: {source(cls)}" if source(cls) else ""
-    yield f"**{title}**: " + "\n\n".join(paragraphs(cls)) + paper + "\n"
+    said = "\n\n".join(paragraphs(cls)) + paper
+    yield f"**{title}**: " + "\n\n".join([said, *_measured(cls)]) + "\n"
     if keys:
         yield rows(cls, keys)
+
+
+def _measured(cls: type) -> Iterator[str]:
+    """What a system evaluates, and which value of it, or of a metric, is best."""
+    if issubclass(cls, Metric):
+        yield f"Best: `{cls.best}`."
+    elif issubclass(cls, System) and isinstance(cls.evaluates, Mapping) and cls.evaluates:
+        names = [f"`{name}`" + (f" (best: `{best}`)" if best else "") for name, best in cls.evaluates.items()]
+        yield f"Evaluates {', '.join(names)}."
 
 
 def default_in_words(cls: type, key: str) -> str:

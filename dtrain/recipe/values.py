@@ -4,6 +4,7 @@ from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from dtrain.data.source import Source
+from dtrain.spec.metrics import Metric
 from dtrain.spec.models import AnyModel
 from dtrain.spec.optimizers import AnyOptimizer
 from dtrain.spec.table import (
@@ -28,7 +29,7 @@ Name = Annotated[
         r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, dots, dashes and underscores, not first a dot,"
     ),
 ]
-AnyMetric = Annotated[Imported, OneOf(Imported)]
+AnyMetric = Annotated[Metric | Imported, OneOf(Metric)]
 Precision = Literal["fp32", "fp64", "bf16", "fp16"]
 
 
@@ -43,6 +44,7 @@ class Train(Table):
     precision: Precision = "fp32"  # of the arithmetic; weights stay in fp32, or in fp64
     # where a loss or a gradient is not finite: stop, or skip the update
     on_nonfinite: Literal["stop", "skip"] = "stop"
+    patience: Positive | None = None  # ends after so many evaluations without a better `checkpoint.best`
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -85,7 +87,8 @@ class Checkpoint(Table):
 
     keep: Positive = 3  # the newest ones
     best: str | None = None  # and the best by this metric, such as "evaluate/accuracy"
-    mode: Literal["max", "min"] = "max"  # which value of `best` is best
+    # which value of `best` is best; to be said where neither its kind nor the system does
+    mode: Literal["max", "min"] | None = None
 
 
 @table

@@ -15,6 +15,7 @@ Role = Literal[
 ]
 FILE = "__dtrain_file__"  # of a module: the local file that a recipe named it by
 MODULE, DATASET = "torch.nn:Module", "torch.utils.data:Dataset"
+TORCHMETRIC = "torchmetrics.metric:Metric"
 SCHEDULE = "torch.optim.lr_scheduler:LRScheduler"
 
 
@@ -143,10 +144,14 @@ def _walk(module: Any, path: ImportPath) -> Any:
 def _check(found: Any, path: ImportPath, role: Role, trust: Trust) -> None:
     """Raise ImportPathError unless what was found is what the role asks for."""
     wanted, is_named = WANTED[role], trust.names_whole(path)
-    if role in ("loss", "metric") and isinstance(found, type) and _keeps_sums(found):
+    gathers = role == "metric" and derives(found, TORCHMETRIC)
+    if role in ("loss", "metric") and isinstance(found, type) and _keeps_sums(found) and not gathers:
+        would = "a function such as those of torchmetrics.functional would do"
+        if role == "metric":
+            would = f"a subclass of {TORCHMETRIC.replace(':', '.')}, or {would}"
         raise ImportPathError(
             f"{path.text!r} keeps sums from batch to batch (it has update and compute), and a mean of its "
-            "values would not be exact; a function such as those of torchmetrics.functional would do"
+            f"values would not be exact; {would}"
         )
     if isinstance(found, type):
         is_fit = any(derives(found, base) for base in wanted.bases) or (is_named and wanted.any_class)
