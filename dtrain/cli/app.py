@@ -8,6 +8,7 @@ import click
 
 from dtrain.cli.check import check
 from dtrain.cli.diff import diff
+from dtrain.cli.evaluate import evaluate
 from dtrain.cli.explain import explain
 from dtrain.cli.mistakes import as_text
 from dtrain.cli.new import new
@@ -26,7 +27,7 @@ def app() -> None:
     """Train systems of several models from one TOML recipe, on one device or many."""
 
 
-for command in (run, check, explain, show, diff, new, schema):
+for command in (run, evaluate, check, explain, show, diff, new, schema):
     app.add_command(command)
 
 

@@ -1,0 +1,113 @@
+"""dtrain evaluate: the metrics of a checkpoint."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dtrain.cli.arguments import overrides as overrides_argument
+from dtrain.cli.arguments import trust as trust_option
+from dtrain.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from dtrain.recipe.document import Document
+    from dtrain.recipe.values import Recipe
+
+RECIPE, STATE = "recipe.toml", "state.json"
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@overrides_argument
+@trust_option
+@click.option("--best", is_flag=True, help="Of a run, the best checkpoint instead of the newest.")
+@click.option("--data", type=click.Path(path_type=Path), help="Evaluate on this file or folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")
+def evaluate(
+    checkpoint: Path,
+    overrides: Sequence[str],
+    trust: Sequence[str],
+    best: bool,
+    data: Path | None,
+    as_json: bool,
+) -> None:
+    """Evaluate a checkpoint, or the newest one of a run.
+
+    KEY=VALUE changes its recipe: evaluate.metrics.top3={kind="top_k",k=3}, say, or data.path=other.npz. Only
+    torch's and dtrain's own classes are imported for it, and what --trust names. Nothing is written.
+    """
+    from dtrain.engines.launcher import contradictions
+    from dtrain.engines.world import read_world, tie_to_launcher
+
+    world = read_world(os.environ)
+    tie_to_launcher(world)
+    path = chosen(checkpoint, best=best)
+    loaded, document = recipe_of(path, overrides, trust, data)
+
+    from dtrain.recipe.locate import located
+
+    if against_launcher := list(contradictions(loaded.train, {}, world.size, world.asked)):
+        raise located(document, against_launcher)
+
+    from dtrain.evaluation import evaluate
+    from dtrain.judge import open_evaluator
+
+    with open_evaluator(loaded, path, world, document.trust) as evaluator:
+        metrics = evaluate(evaluator)
+        examples, processes = len(evaluator.loader.examples), evaluator.engine.world
+    if world.rank == 0:
+        said = {"checkpoint": str(path), "examples": examples, "processes": processes, "metrics": metrics}
+        click.echo(json.dumps(said, indent=2) if as_json else "\n".join(table(path, examples, metrics)))
+
+
+def chosen(path: Path, *, best: bool) -> Path:
+    """The checkpoint that a path names, or the newest of a run, or its best."""
+    if (path / STATE).is_file():
+        if best:
+            raise CheckpointError(f"{path} is a checkpoint; --best is for a run")
+        return path
+    checkpoints = path / "checkpoints"
+    inside = sorted(checkpoints.glob("step-*")) if checkpoints.is_dir() else []
+    if not inside:
+        raise CheckpointError(f"{path} is neither a checkpoint nor a run that has one")
+    if not best:
+        return inside[-1]
+    try:
+        step, _ = json.loads((inside[-1] / STATE).read_bytes())["best"]["at"]
+        (found,) = [each for each in inside if int(each.name.removeprefix("step-")) == step]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        said = "has no best checkpoint; its recipe would say by which metric: checkpoint.best"
+        raise CheckpointError(f"{path} {said}") from None
+    return found
+
+
+def recipe_of(
+    path: Path, overrides: Sequence[str], trust: Sequence[str], data: Path | None
+) -> "tuple[Recipe, Document]":
+    """A checkpoint's recipe with overrides, checked, and its document. What it imports must be trusted."""
+    from dtrain.cli.trust import trust_of
+    from dtrain.recipe.fit import check_evaluation
+    from dtrain.recipe.load import from_document, read
+
+    trusted = trust_of(True, trust)
+    if not (path / RECIPE).is_file():
+        raise CheckpointError(f"{path} lacks its {RECIPE}")
+    document = read(path / RECIPE, overrides, trust=trusted)
+    if data is not None:
+        has_own = "data" in document.table.get("evaluate", {})
+        place = f"{'evaluate.data' if has_own else 'data'}.path={json.dumps(str(data))}"
+        document = read(path / RECIPE, [*overrides, place], trust=trusted)
+    loaded = from_document(document)
+    check_evaluation(loaded, document)
+    return loaded, document
+
+
+def table(path: Path, examples: int, metrics: Mapping[str, float]) -> list[str]:
+    """What is printed: the checkpoint, on how many examples, and a line a metric."""
+    rows = [("checkpoint", str(path)), ("examples", f"{examples:,}")]
+    rows += [(name, f"{value:.6g}") for name, value in metrics.items()]
+    width = max(len(name) for name, _ in rows)
+    return [f"{name:<{width}}  {value}" for name, value in rows]

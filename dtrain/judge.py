@@ -1,0 +1,54 @@
+"""A checkpoint made ready for evaluation: its models and their averages, without optimizers."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from dtrain.backends.torch_weights import tensors_of
+from dtrain.checkpoint.read import open_checkpoint
+from dtrain.data.opening import open_examples
+from dtrain.engines.base import Engine
+from dtrain.engines.world import World
+from dtrain.errors import CheckpointError
+from dtrain.evaluation import Evaluator
+from dtrain.recipe.fit import check_fields
+from dtrain.recipe.values import Recipe
+from dtrain.run import agreed, evaluator, open_engine
+from dtrain.spec.table import empty
+from dtrain.spec.trust import Trust
+
+
+@contextmanager
+def open_evaluator(recipe: Recipe, path: Path, world: World, trust: Trust) -> Iterator[Evaluator]:
+    """What evaluates the checkpoint at `path` as its recipe says, on any number of processes.
+
+    Raises DtrainError if the checkpoint is not whole or does not fit the recipe, or its data cannot be read.
+    """
+    with ExitStack() as stack:
+        # All weights are the checkpoint's own, those too that came out of another one.
+        models = {name: dataclasses.replace(spec, weights_from=None) for name, spec in recipe.models.items()}
+        bare = dataclasses.replace(recipe, models=models, optimizers=empty())
+        engine = stack.enter_context(open_engine(bare, world, trust))
+        source = recipe.evaluate.data or recipe.data
+        # One process of each machine first: a dataset that downloads itself does so once.
+        first = agreed(
+            engine,
+            lambda: open_examples(source, "evaluate", recipe.seed, trust) if world.local_rank == 0 else None,
+        )
+        examples = agreed(engine, lambda: first or open_examples(source, "evaluate", recipe.seed, trust))
+        check_fields(recipe, examples.fields)
+        agreed(engine, lambda: _restore(engine, path))
+        yield stack.enter_context(evaluator(recipe, examples, engine, trust))
+
+
+def _restore(engine: Engine, path: Path) -> None:
+    checkpoint = open_checkpoint(path)
+    no_optimizers: dict[str, object] = {"numbers": {}, "settings": {}}
+    parts = {part: tensors_of(checkpoint, part) for part in ("models", "averages")}
+    try:
+        engine.restore(parts, {**checkpoint.state, "optimizers": no_optimizers})
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} does not hold what this dtrain expects: {error!r}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
