@@ -62,13 +62,14 @@ def test_a_gan_is_said_in_the_words_of_its_paper(dtrain_here: Here, gan: Path, l
 
 
 def test_a_classifier_is_said(dtrain_here: Here, classifier: Path) -> None:
-    said = dtrain_here("explain", classifier)
+    said = dtrain_here("explain", classifier, "evaluate.metrics.apart.kind='torch.nn:CrossEntropyLoss'")
     phase, evaluation = said.out.split("\n\n")[1:]
     for line in ("logits = classifier(image)", "loss = cross_entropy(logits, label, smoothing=0.1)"):
         assert line in phase
     assert "logged beside it: accuracy = mean(argmax(logits, -1) == label)" in phase
     assert "frozen" not in phase
     assert "accuracy = mean(argmax(logits, -1) == label)" in evaluation
+    assert "and, of predictions and targets: apart" in evaluation
 
 
 @pytest.mark.parametrize("name", FROZEN)

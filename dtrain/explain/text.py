@@ -23,6 +23,8 @@ def explanation(
         parts.append([*title(number, phase, recipe, optimizers), *_indented(phase_lines(flow))])
     if evaluation is not None:
         lines = [evaluation_title(recipe, evaluation), *evaluation_lines(evaluation)]
+        if recipe.evaluate.metrics:
+            lines.append(f"and, of predictions and targets: {and_join(recipe.evaluate.metrics)}")
         parts.append(["evaluation", *_indented(iter(lines))])
     return "\n\n".join("\n".join(line.rstrip() for line in part) for part in parts)
 
