@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dtrain.backends.torch_backend import trained_parameters
 from dtrain.backends.torch_imported import Site, build_imported_model
 from dtrain.backends.torch_layers import stack
 from dtrain.backends.torch_ops import TorchOps
@@ -40,7 +41,11 @@ class Tracer:
             name: built(name, spec, recipe.seed, device, trust).to(dtype).train(name in recipe.optimizers)
             for name, spec in recipe.models.items()
         }
-        self.parameters = {name: list(module.parameters()) for name, module in self.modules.items()}
+        self.parameters = {
+            name: list(trained_parameters(module).values()) for name, module in self.modules.items()
+        }
+        for module in self.modules.values():
+            module.requires_grad_(False)
         with device:
             self.batch = {name: _like(field, recipe.train.micro, dtype) for name, field in fields.items()}
 
@@ -97,12 +102,13 @@ class Tracer:
 
     @contextmanager
     def _training(self, names: Sequence[str]) -> Iterator[None]:
-        """Let gradients reach the parameters of these models and of no others."""
-        for name, module in self.modules.items():
-            module.requires_grad_(name in names)
+        """Let gradients reach the parameters of these models, but for those that came frozen."""
+        own = [parameter for name in names for parameter in self.parameters[name]]
+        for parameter in own:
+            parameter.requires_grad_(True)
         yield
-        for module in self.modules.values():
-            module.requires_grad_(False)
+        for parameter in own:
+            parameter.requires_grad_(False)
 
 
 def trace(
