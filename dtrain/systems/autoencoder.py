@@ -9,7 +9,7 @@ from dtrain.spec.models import Model, input_of, output_of
 from dtrain.spec.table import Fraction, Rate, Wrong, kind
 from dtrain.systems.base import Array, Batch, Evaluation, Loss, Models, Ops, Phase, System
 
-SHOWN = 36  # examples in a grid of reconstructions
+SHOWN = 25  # examples in a grid of reconstructions
 
 
 @kind(System, "autoencoder")

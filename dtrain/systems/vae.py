@@ -3,12 +3,12 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Literal
 
 from dtrain.data.source import Field
 from dtrain.spec.models import Model, input_of, output_of
-from dtrain.spec.schedules import Constant, Schedule
-from dtrain.spec.table import OneOf, Positive, Rate, Wrong, kind
+from dtrain.spec.schedules import Constant, OfSteps
+from dtrain.spec.table import Positive, Rate, Wrong, kind
 from dtrain.systems.autoencoder import beside, check_range, decoder_problems, difference, like_data
 from dtrain.systems.base import Array, Batch, Logs, Loss, Models, Ops, Phase, System
 
@@ -27,7 +27,7 @@ class VAE(System):
     # bce: of logits, and data from 0 to 1; mse: half the squared error, as of a variance of 1
     loss: Literal["bce", "mse"] = "bce"
     beta: Rate = 1.0  # weight of the divergence; 1 is the bound itself
-    schedule: Annotated[Schedule, OneOf(Schedule, imported=None)] = Constant()  # factor of beta over the run
+    schedule: OfSteps = Constant()  # factor of beta over the run
     input: str = "image"  # the field of the data that is encoded
 
     evaluates = MappingProxyType({"loss": "min", "reconstruction": "min", "kl": None})
