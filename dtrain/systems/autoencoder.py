@@ -67,11 +67,12 @@ class Autoencoder(System):
 
     def spoil(self, image: Array, ops: Ops) -> Array:
         """What the encoder sees in place of the data."""
+        seen = image
         if self.noise:
-            image = image + self.noise * ops.normal(*image.shape)
+            seen = seen + self.noise * ops.normal(*image.shape)
         if self.masked:
-            image = image * ops.bernoulli(1 - self.masked, *image.shape)
-        return image
+            seen = seen * ops.bernoulli(1 - self.masked, *image.shape)
+        return seen
 
 
 def decoder_problems(models: Mapping[str, Model]) -> Iterator[ValueError]:

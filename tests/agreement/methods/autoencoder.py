@@ -14,20 +14,34 @@ OPTIMIZERS = {"encoder": {**ADAM, "clip": 0.1}, "decoder": {**NESTEROV, "clip": 
 
 
 def case(**options: Any) -> Case:
-    system = {"kind": "autoencoder", **options}
+    system = {"kind": "autoencoder"} | options
     return Case(recipe(system, MODELS, OPTIMIZERS, encoder=0.9, decoder=0.8), processes=(1, 2))
 
 
+DENOISING = {"noise": 0.2, "masked": 0.3, "loss": "l1"}
+COMPOSED = {  # the same
+    "kind": "composed",
+    "values": {
+        "seen": "(image + 0.2 * normal(1, 8, 8)) * bernoulli(0.7, 1, 8, 8)",
+        "missed": "l1(decoder(encoder(seen)), image)",
+    },
+    "phases": [{"updates": ["encoder", "decoder"], "losses": {"reconstruction": "missed"}}],
+    "evaluate": {"loss": "missed"},
+}
+
 CASES: Mapping[str, Case] = {
     "autoencoder": case(),
-    "autoencoder, denoising": case(noise=0.2, masked=0.3, loss="l1"),
+    "autoencoder, denoising": case(**DENOISING),
+    "autoencoder, composed": case(**COMPOSED),
 }
 
 
 def train(recipe: Mapping[str, Any], data: Numbers, first: Numbers) -> Numbers:
     plain = Reference(recipe, data, first, {"encoder": encoder(), "decoder": decoder()})
-    noise, masked = plain.system.get("noise"), plain.system.get("masked")
-    difference = F.l1_loss if plain.system.get("loss") == "l1" else F.mse_loss
+    is_composed = plain.system["kind"] == "composed"
+    said = DENOISING if is_composed else plain.system
+    noise, masked = said.get("noise"), said.get("masked")
+    difference = F.l1_loss if said.get("loss") == "l1" else F.mse_loss
 
     def loss(indices: Tensor, models: Mapping[str, torch.nn.Module]) -> Tensor:
         image = seen = plain.data["image"][indices]
@@ -38,7 +52,8 @@ def train(recipe: Mapping[str, Any], data: Numbers, first: Numbers) -> Numbers:
         return difference(models["decoder"](models["encoder"](seen)), image)
 
     def of_both(indices: Tensor) -> tuple[Tensor, Terms]:
-        return loss(indices, plain.models), {}
+        value = loss(indices, plain.models)
+        return value, {"reconstruction": value} if is_composed else {}
 
     for _ in plain.steps():
         plain.update("encoder", "decoder", loss=of_both)

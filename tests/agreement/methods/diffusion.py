@@ -32,11 +32,32 @@ DENOISER = {
 }
 SYSTEM = {"kind": "diffusion", "steps": STEPS, "frequencies": 3, "sampling_steps": 4}
 
-CASES: Mapping[str, Case] = {
-    "diffusion": Case(
-        recipe(SYSTEM, {"denoiser": DENOISER}, {"denoiser": ADAM}, denoiser=0.9), processes=(1, 2)
-    ),
+COMPOSED = {
+    "kind": "composed",
+    "values": {
+        "time": f"(floor({STEPS} * uniform(1, 1, 1)) + 1) / {STEPS}",
+        "turn": f"time * {math.pi}",
+        "angle": f"(time + {OFFSET}) / (1 + {OFFSET}) * {math.pi / 2}",
+        "share": f"cos(angle) / {math.cos(OFFSET / (1 + OFFSET) * math.pi / 2)}",
+        "noise": "normal(1, 8, 8)",
+        "noisy": "share * image + sqrt(1 - share * share) * noise",
+        "quarters": "concat(expand(cos(turn / 2), image), expand(sin(turn / 2), image))",
+        "halves": "concat(expand(cos(turn), image), expand(sin(turn), image))",
+        "wholes": "concat(expand(cos(2 * turn), image), expand(sin(2 * turn), image))",
+        "missed": "mse(denoiser(concat(noisy, quarters, halves, wholes)), noise)",
+    },
+    "phases": [{"updates": ["denoiser"], "losses": {"noise": "missed"}}],
+    "evaluate": {"loss": "missed"},
 }
+
+
+def case(system: Mapping[str, Any]) -> Case:
+    return Case(
+        recipe(dict(system), {"denoiser": DENOISER}, {"denoiser": ADAM}, denoiser=0.9), processes=(1, 2)
+    )
+
+
+CASES: Mapping[str, Case] = {"diffusion": case(SYSTEM), "diffusion, composed": case(COMPOSED)}
 
 
 class Joined(nn.Module):
@@ -77,7 +98,8 @@ def train(recipe: Mapping[str, Any], data: Numbers, first: Numbers) -> Numbers:
         return F.mse_loss(model(seen), noise)
 
     def loss(indices: Tensor) -> tuple[Tensor, Terms]:
-        return missed(indices, plain.models["denoiser"]), {}
+        value = missed(indices, plain.models["denoiser"])
+        return value, {"noise": value} if plain.system["kind"] == "composed" else {}
 
     for _ in plain.steps():
         plain.update("denoiser", loss=loss)

@@ -15,20 +15,48 @@ MODELS = {"encoder": TWICE, "decoder": DECODER}
 
 
 def case(**options: Any) -> Case:
-    system = {"kind": "vae", "latent": LATENT, **options}
-    return Case(recipe(system, MODELS, {"encoder": ADAM, "decoder": ADAMW}, decoder=0.8), processes=(1, 2))
+    return system({"kind": "vae", "latent": LATENT, **options})
 
+
+def system(said: Mapping[str, Any]) -> Case:
+    return Case(
+        recipe(dict(said), MODELS, {"encoder": ADAM, "decoder": ADAMW}, decoder=0.8), processes=(1, 2)
+    )
+
+
+RISE = {"kind": "constant", "warmup": 20}
+COMPOSED = {  # the same as "vae, bce"
+    "kind": "composed",
+    "values": {
+        "code": "encoder(image)",
+        "log_variance": "slice(code, 5, 10)",
+        "z": f"slice(code, 0, 5) + exp(log_variance / 2) * normal({LATENT})",
+        "missed": "64 * bce(decoder(z), image)",
+        "divergence": "kl_normal(slice(code, 0, 5), log_variance)",
+    },
+    "phases": [
+        {
+            "updates": ["encoder", "decoder"],
+            "losses": {
+                "reconstruction": "missed",
+                "kl": {"of": "divergence", "weight": 0.3, "schedule": RISE},
+            },
+        }
+    ],
+    "evaluate": {"loss": "missed + 0.3 * divergence", "reconstruction": "missed", "kl": "divergence"},
+}
 
 CASES: Mapping[str, Case] = {
-    "vae, bce": case(beta=0.3, schedule={"kind": "constant", "warmup": 20}),
+    "vae, bce": case(beta=0.3, schedule=RISE),
     "vae, mse": case(loss="mse"),
+    "vae, composed": system(COMPOSED),
 }
 
 
 def train(recipe: Mapping[str, Any], data: Numbers, first: Numbers) -> Numbers:
     made_of = {"encoder": nn.Sequential(*encoder()[:-1], nn.Linear(64, 2 * LATENT)), "decoder": decoder()}
     plain = Reference(recipe, data, first, made_of)
-    beta, warmup = plain.system.get("beta", 1.0), plain.system.get("schedule", {}).get("warmup", 1)
+    beta, warmup = (1.0, 1) if plain.system.get("loss") == "mse" else (0.3, RISE["warmup"])
 
     def terms(indices: Tensor, decode: nn.Module) -> Terms:
         image = plain.data["image"][indices]
