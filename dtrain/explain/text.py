@@ -96,6 +96,7 @@ class Said:
         for value in shown:
             if value.kind == "part" and value.name:
                 self.parts.setdefault(value.inputs[0].number, []).append(value)
+        self.parts = {number: parts for number, parts in self.parts.items() if len(parts) > 1}
 
     def lines(self, values: Sequence[Value]) -> Iterator[str]:
         """A line for each of these values that has one, with its shape."""
@@ -106,7 +107,8 @@ class Said:
         """Fields, and what has a name and is no result; parts have the line of the call that gave them."""
         if value in self.results and value.kind == "function":
             return False
-        return value.number in self.parts or (value.kind != "part" and bool(self.name(value)))
+        is_one_of_several = value.kind == "part" and value.inputs[0].number in self.parts
+        return value.number in self.parts or (bool(self.name(value)) and not is_one_of_several)
 
     def left(self, value: Value) -> str:
         """`mean, spread = chunk(encoder(image), 2)`."""
