@@ -170,11 +170,12 @@ def stored(run: Path, recipe: str, *, step: int = 8, total: int = 8) -> Path:
 
 @pytest.fixture(scope="session")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped recipes in a folder of their own, with their data, and the run that a teacher is from."""
+    """The shipped recipes in a folder of their own, with data, and the runs that some take models from."""
     folder = tmp_path_factory.mktemp("shipped")
     recipes = Path(dtrain.__file__).parents[1] / "recipes"
     shutil.copytree(recipes, folder / "recipes")
-    stored(folder / "runs/classifier/1", to_toml(dtrain.load(recipes / "classifier.toml")))
+    for name in ("classifier", "contrastive"):
+        stored(folder / f"runs/{name}/1", to_toml(dtrain.load(recipes / f"{name}.toml")))
     return folder / "recipes"
 
 

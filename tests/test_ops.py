@@ -38,6 +38,7 @@ CASES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any], Tensor | None]]] = 
     "bernoulli": [((0.25, N, 3), {}, None), ((torch.full((N, 3), 1.0),), {}, torch.ones(N, 3))],
     "categorical": [((torch.eye(4)[LABEL] * 1e4,), {}, LABEL)],
     "random_shift": [((IMAGE, 0), {}, IMAGE), ((IMAGE, 2), {}, None)],
+    "random_zoom": [((IMAGE, 1.0), {}, IMAGE), ((IMAGE, 2.0), {}, None)],
     "random_flip": [((IMAGE,), {}, None)],
     "abs": [((X,), {}, torch.maximum(X, -X))],
     "sign": [((X,), {}, (X > 0).double() - (X < 0).double())],

@@ -56,6 +56,15 @@ class TorchOps:
         number = torch.arange(count, device=image.device)[:, None, None]
         return padded[number, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
+    def random_zoom(self, image: Tensor, most: float) -> Tensor:
+        share = 1 / (1 + (most - 1) * torch.rand(len(image), device=image.device, dtype=image.dtype))
+        middle = torch.rand(2, len(image), device=image.device, dtype=image.dtype) * 2 - 1
+        across, down = middle * (1 - share)  # (N,), where -1 and 1 are the edges
+        zero = torch.zeros_like(share)
+        rows = torch.stack([share, zero, across, zero, share, down], dim=1)
+        grid = F.affine_grid(rows.view(-1, 2, 3), list(image.shape), align_corners=False)
+        return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
+
     def random_flip(self, image: Tensor) -> Tensor:
         chosen = torch.rand(len(image), 1, 1, 1, device=image.device) < 0.5
         return torch.where(chosen, image.flip(-1), image)

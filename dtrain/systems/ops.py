@@ -41,6 +41,10 @@ class Ops(Protocol):
         """Pictures (N, C, H, W), each moved by up to so many pixels both ways; its edge is repeated."""
         ...
 
+    def random_zoom(self, image: Array, most: float) -> Array:
+        """Pictures (N, C, H, W), each a part of itself, drawn and enlarged to its size, by up to `most`."""
+        ...
+
     def random_flip(self, image: Array) -> Array:
         """Pictures (N, C, H, W), each mirrored left to right or not."""
         ...

@@ -89,6 +89,11 @@ class ShapeOps:
             raise Misfit("takes a number of pixels from 0 on")
         return pictures(image)
 
+    def random_zoom(self, image: Shaped, most: float) -> Shaped:
+        if most < 1:
+            raise Misfit("takes a factor from 1 on")
+        return pictures(image)
+
     def random_flip(self, image: Shaped) -> Shaped:
         return pictures(image)
 

@@ -37,7 +37,10 @@ def write_examples(path: Path) -> None:
     length = random.integers(7, size=EXAMPLES)
     between = {"before": token[:, :-1], "after": token[:, 1:]}
     counts = (np.arange(1, 6) < length[:, None]).astype(float)  # whether `after` is still in the sentence
-    np.savez(path, image=image, label=label, token=token, length=length, **between, counts=counts)
+    other = image[:, :, ::-1]  # pictures of another kind: these, upside down
+    np.savez(
+        path, image=image, other=other, label=label, token=token, length=length, **between, counts=counts
+    )
 
 
 def layer(kind: str, **options: Any) -> Table:

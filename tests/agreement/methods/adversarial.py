@@ -17,6 +17,51 @@ def case(optimizer: Table, **system: Any) -> Case:
     return Case(recipe({**SHARED, **system}, models, optimizers, classifier=0.9), processes=(1, 2))
 
 
+def composed(optimizer: Table, **system: Any) -> Case:
+    """The same method as `composed`; the hyperparameters tell the plain loop which it is."""
+    options = {"norm": "linf", "steps": 7, **SHARED, **system}
+    reach = f"eps={options['eps']}, low=-1, high=1"
+    attack = f"image, steps={options['steps']}, norm='{options['norm']}', {reach}"
+    wrong = "cross_entropy(classifier(image), label)"
+    moved = {
+        "fgsm": f"fgsm({wrong}, image, {reach})",
+        "pgd": f"pgd({wrong}, {attack})",
+        "trades": f"pgd(kl_categorical(judged, classifier(image)), {attack})",
+    }[system["method"]]
+    on_moved = {"natural": "cross_entropy(logits, label)"}
+    on_both = {
+        "natural": "cross_entropy(judged, label)",
+        "apart": {"of": "kl_categorical(judged, classifier(moved))", "weight": options.get("beta", 6.0)},
+    }
+    is_trades = system["method"] == "trades"
+    hard = f"pgd({wrong}, image, steps=4, norm='{options['norm']}', {reach})"
+    table: Table = {
+        "kind": "composed",
+        "values": {
+            **({"judged": "classifier(image)"} if is_trades else {}),
+            "clean": "classifier(image)",
+            "robust": f"classifier({hard})",
+        },
+        "phases": [
+            {
+                "updates": ["classifier"],
+                "prepare": {"moved": moved},
+                "values": {} if is_trades else {"logits": "classifier(moved)"},
+                "losses": on_both if is_trades else on_moved,
+                "logs": {"accuracy": f"argmax({'judged' if is_trades else 'logits'}) == label"},
+            }
+        ],
+        "evaluate": {
+            "loss": "cross_entropy(clean, label)",
+            "accuracy": "argmax(clean) == label",
+            "robust_loss": "cross_entropy(robust, label)",
+            "robust_accuracy": "argmax(robust) == label",
+        },
+    }
+    found = recipe(table, {"classifier": CLASSIFIER}, {"classifier": optimizer}, classifier=0.9)
+    return Case({**found, "hyperparameters": {**options, "terms": ["natural"]}}, processes=(1, 2))
+
+
 CASES: Mapping[str, Case] = {
     "adversarial, none": case(ADAMW, method="none"),
     "adversarial, fgsm": case(ADAMW, method="fgsm"),
@@ -24,6 +69,10 @@ CASES: Mapping[str, Case] = {
     "adversarial, pgd l2": case(ADAMW, method="pgd", norm="l2", eps=1.5, steps=2, step_size=1.0),
     "adversarial, trades": case(ADAMW, method="trades", steps=2, beta=4.0),
     "adversarial, trades l2": case(NESTEROV, method="trades", norm="l2", eps=1.5, steps=2),
+    "adversarial, composed fgsm": composed(ADAMW, method="fgsm"),
+    "adversarial, composed pgd": composed(NESTEROV, method="pgd", steps=3),
+    "adversarial, composed pgd l2": composed(ADAMW, method="pgd", norm="l2", eps=1.5, steps=2),
+    "adversarial, composed trades": composed(ADAMW, method="trades", steps=2, beta=4.0),
 }
 
 
@@ -31,6 +80,7 @@ def train(recipe: Mapping[str, Any], data: Numbers, first: Numbers) -> Numbers:
     model = classifier()
     plain = Reference(recipe, data, first, {"classifier": model})
     system = {"norm": "linf", "steps": 7, "step_size": None, "beta": 6.0, **plain.system}
+    system |= recipe.get("hyperparameters", {})
 
     def loss(indices: Tensor) -> tuple[Tensor, Terms]:
         image, label = plain.data["image"][indices], plain.data["label"][indices]
@@ -40,7 +90,8 @@ def train(recipe: Mapping[str, Any], data: Numbers, first: Numbers) -> Numbers:
             buffer.copy_(value)
         if system["method"] != "trades":
             logits = model(hard)
-            return surprise(logits, label), {"accuracy": share_right(logits, label)}
+            natural, accuracy = surprise(logits, label), share_right(logits, label)
+            return natural, {"accuracy": accuracy} | dict.fromkeys(system.get("terms", ()), natural)
         logits = model(image)
         natural, apart = surprise(logits, label), divergence(logits, model(hard))
         terms = {"accuracy": share_right(logits, label), "natural": natural, "apart": apart}
