@@ -67,7 +67,7 @@ class Optimizers:
                 moved = {f"{SETTING}{k}": v for k, v in now.items() if k != "lr" and _differ(v, first.get(k))}
                 for parameter, name in zip(group["params"], names, strict=False):
                     for key, value in {**optimizer.state.get(parameter, {}), **moved}.items():
-                        if not _is_savable(value):
+                        if not isinstance(value, Tensor | Scalar) and not (key in moved and _is_plain(value)):
                             raise CheckpointError(
                                 f"optimizers.{model} keeps a {type(value).__name__} ({key}); a checkpoint "
                                 "holds tensors, numbers and strings, so a resume would not be exact"
@@ -108,7 +108,9 @@ class Optimizers:
             _check_shapes(f"{model}/{self.names[model][number]}", state.get(number, {}), parameter)
         groups = optimizer.state_dict()["param_groups"]
         for group in groups:
-            group.update(_settings_of(f"optimizers.{model}", [moved[number] for number in group["params"]]))
+            settings = _settings_of(f"optimizers.{model}", [moved[number] for number in group["params"]])
+            for key, value in settings.items():
+                group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
         optimizer.load_state_dict({"state": state, "param_groups": groups})
         _keep_types(optimizer, state)
 
@@ -145,10 +147,7 @@ def _settings_of(place: str, moved: Sequence[Mapping[str, Any]]) -> dict[str, An
         if each.keys() != moved[0].keys() or any(_differ(each[key], moved[0][key]) for key in each):
             said = "keeps settings of each group, and the recipe puts together what was in several"
             raise CheckpointError(f"{place} {said}; the groups of the checkpoint would do")
-    return {
-        key.removeprefix(SETTING): tuple(value) if isinstance(value, list) else value
-        for key, value in moved[0].items()
-    }
+    return {key.removeprefix(SETTING): value for key, value in moved[0].items()}
 
 
 def _differ(one: Any, other: Any) -> bool:
@@ -158,7 +157,6 @@ def _differ(one: Any, other: Any) -> bool:
     return isinstance(one, Tensor) or isinstance(other, Tensor) or bool(one != other)
 
 
-def _is_savable(value: Any) -> bool:
-    """Whether a checkpoint holds a value, alone or as one of several in a tuple."""
-    values = value if isinstance(value, tuple) else (value,)
-    return all(isinstance(each, Scalar) for each in values) or isinstance(value, Tensor)
+def _is_plain(value: Any) -> bool:
+    """Whether JSON holds a value as it is, but for tuples, which come back as lists."""
+    return all(map(_is_plain, value)) if isinstance(value, list | tuple) else isinstance(value, Scalar)
