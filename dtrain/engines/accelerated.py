@@ -19,7 +19,7 @@ from dtrain.data.order import MicroBatch
 from dtrain.data.source import Batch
 from dtrain.engines.base import Fault, Key, Measured, Part, Update
 from dtrain.engines.exchange import gather_arrays, gather_json
-from dtrain.engines.finite import Shown, Watch, all_finite, as_json, first_of, sums, weights_fault
+from dtrain.engines.finite import Shown, Watch, all_finite, as_json, first_of, gradients, weights_fault
 from dtrain.engines.precision import HALF, check_precision, in_full
 from dtrain.engines.statistics import IDLE, Notes, average_notes, loose_buffers, take_notes
 from dtrain.engines.torch_state import Optimizers
@@ -93,6 +93,7 @@ class AcceleratedEngine:
         self.named = {name: list(module.named_parameters()) for name, module in self.bare.items()}
         self.skips = skips
         self.watch = Watch(self.device)
+        self.latest = -1  # update that moved weights
         self.trainable: tuple[str, ...] = ()
         for module in self.bare.values():
             module.requires_grad_(False)
@@ -137,12 +138,15 @@ class AcceleratedEngine:
         losses = {
             micro.number: logs for (micro, _), (_, logs) in zip(shares, terms, strict=True) if not micro.idle
         }
-        shown = Shown(update.number, losses, {} if scaler else self._gradients(names))
-        if self.skips and (fault := self._reason_to_skip(shown)):
+        # fp16 has gradients that overflow as a rule, and a scaler that sees to them.
+        watched = {} if scaler else {name: self.named[name] for name in names}
+        if not self.skips:
+            self.watch.note(update.number, losses, watched)
+        elif fault := self._reason_to_skip(Shown(update.number, losses, gradients(watched))):
             self._put_back(before)
             self._clear(names)
             return Measured(terms, skipped=fault)
-        self.watch.note(shown)
+        self.latest = update.number
         norms = self._step(names, update, scaler)
         norms_of_phase = [norm for name in names for norm in self.norms[name]]
         average_notes(norms_of_phase, notes, update.micro_batches, self.accelerator)
@@ -348,14 +352,6 @@ class AcceleratedEngine:
         for name in names:
             for parameter in self.parameters[name]:
                 parameter.grad = None
-
-    def _gradients(self, names: Sequence[str]) -> dict[str, tuple[list[str], Tensor | list[float]]]:
-        """For each parameter with a gradient a number that is finite if all of the gradient is."""
-        found = {}
-        for name in names:
-            held = [(key, p.grad) for key, p in self.named[name] if p.grad is not None]
-            found[name] = ([key for key, _ in held], sums([gradient for _, gradient in held]))
-        return found
 
     def _reason_to_skip(self, shown: Shown) -> Fault | None:
         """What is not finite on any rank; every rank hears of it, at the cost of one wait for the device."""

@@ -57,24 +57,37 @@ class Watch:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.latest = -1  # update
         self.first: Shown | None = None
         self.unseen: list[Shown] = []
 
-    def note(self, shown: Shown) -> None:
-        """Take in one update; what came before the first bad one need not be kept."""
-        self.latest = shown.update
-        if self.first is None:
-            self.unseen.append(shown)
-            if self.device.type == "cpu":
-                self.look()
+    def note(self, update: int, losses: Mapping[int, Logs], models: Mapping[str, Named]) -> None:
+        """Take in one update before its gradients go; what came before the first bad one need not be kept."""
+        if self.first is None and not (self.device.type == "cpu" and surely_finite(losses, models)):
+            self.unseen.append(Shown(update, losses, gradients(models)))
 
     def look(self) -> Fault | None:
-        """What the first bad update showed; it is then forgotten with all others."""
+        """What the first bad update showed."""
         if self.first is None and not all_finite(self.unseen, self.device):
             self.first = next(shown for shown in self.unseen if shown.fault() is not None)
         self.unseen.clear()
         return None if self.first is None else self.first.fault()
+
+
+def surely_finite(losses: Mapping[int, Logs], models: Mapping[str, Named]) -> bool:
+    """The quick way on a CPU: whether one sum of all numbers is finite, and so are they."""
+    total = sum([float(logs["loss"]) for logs in losses.values()])
+    for parameters in models.values():
+        total += sum([p.grad.sum().item() for _, p in parameters if p.grad is not None])
+    return math.isfinite(total)
+
+
+def gradients(models: Mapping[str, Named]) -> dict[str, tuple[list[str], Sums]]:
+    """By model, the parameters that have gradients, and the `sums` of these."""
+    found = {}
+    for model, parameters in models.items():
+        held = [(name, p.grad) for name, p in parameters if p.grad is not None]
+        found[model] = ([name for name, _ in held], sums([gradient for _, gradient in held]))
+    return found
 
 
 def all_finite(several: Iterable[Shown], device: torch.device) -> bool:
