@@ -1,18 +1,20 @@
 """The loop. It yields what happens; whoever wants to watch iterates."""
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dtrain.backends.torch_schedules import Settings
 from dtrain.checkpoint.write import keep, write
-from dtrain.diverged import check, count
+from dtrain.diverged import check, count, turn_of
 from dtrain.engines.base import Measured, Update
 from dtrain.evaluation import evaluate
 from dtrain.events import Evaluated, Event, Finished, Saved, Started, Stepped
 from dtrain.recipe.write import to_toml
 from dtrain.run import Run
 from dtrain.sampling import sample
+from dtrain.spec.averages import StochasticAverage
 from dtrain.systems.base import Phase, distinct, updates_before
 
 LOOK = 100  # steps, after which at the latest it is looked whether all numbers are finite
@@ -51,6 +53,7 @@ def train(run: Run) -> Iterator[Event]:
                 updates += 1
                 clock.examples += update.size
             clock.rates |= {name: each["lr"] for name, each in settings.items()}
+        run.engine.stepped(run.step)
         run.step = done
         if logs or evaluates or samples or saves or done % LOOK == 0:
             check(run, weights=saves)
@@ -58,6 +61,8 @@ def train(run: Run) -> Iterator[Event]:
         if logs:
             measured.clear()
 
+        if evaluates or samples:
+            refresh(run)
         if evaluates and run.evaluation is not None:
             evaluated = evaluate(run.evaluation)
             # Of the one that only the end brings nothing may depend: a longer run has none at this step.
@@ -75,6 +80,7 @@ def train(run: Run) -> Iterator[Event]:
         if samples:
             yield from sample(run)
         if saves:
+            refresh(run)
             yield Saved(done, save(run))
         if evaluates or samples or saves:
             clock.restart()
@@ -101,6 +107,24 @@ def make_update(
         settings=settings,
         measure=measure,
     )
+
+
+def refresh(run: Run) -> None:
+    """Take anew, where its weights are others by now, the statistics of an average's batch normalisations.
+
+    From training batches, the first of the run: so they are the same at whatever step somebody asks.
+    """
+    phases = run.system.phases()
+    for name in run.engine.stale():
+        spec = run.recipe.averages[name]
+        assert isinstance(spec, StochasticAverage)
+        turns = ((number, turn_of(phases, number).phase) for number in itertools.count())
+        own = ((number, phase) for number, phase in turns if name in phase.updates)
+        made = (
+            (make_update(run, phase, number, {}, measure=False), run.loader.load(number))
+            for number, phase in itertools.islice(own, spec.batches or run.order.updates_per_epoch)
+        )
+        run.engine.take_statistics(name, made)
 
 
 def measure(run: Run, measured: Mapping[str, Measured]) -> dict[str, float]:

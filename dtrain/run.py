@@ -192,7 +192,7 @@ def open_engine(recipe: Recipe, world: World, trust: Trust) -> Iterator[Engine]:
             accelerator,
             models=recipe.models,
             optimizers=recipe.optimizers,
-            averages={name: average.decay for name, average in recipe.averages.items()},
+            averages=recipe.averages,
             precision=recipe.train.precision,
             seed=recipe.seed,
             skips=recipe.train.on_nonfinite == "skip",

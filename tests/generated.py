@@ -12,7 +12,8 @@ from typing import Any
 from hypothesis import reject
 from hypothesis import strategies as st
 
-from dtrain.recipe.values import Average, Checkpoint, Evaluate, Every, Recipe, Track, Train
+from dtrain.recipe.values import Checkpoint, Evaluate, Every, Recipe, Track, Train
+from dtrain.spec.averages import AnyAverage
 from dtrain.spec.blocks import LayerError, shape_after
 from dtrain.spec.decode import fields_of, own_keys, split
 from dtrain.spec.layers import Flatten, ImportedLayer, Layer, Linear
@@ -231,7 +232,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         optimizers=types.MappingProxyType({name: draw(of(AnyOptimizer)) for name in dict.fromkeys(trained)}),
         data=draw(of(fields_of(Recipe)["data"][0])),
         train=dataclasses.replace(train, **batches, patience=patience),
-        averages=types.MappingProxyType({n: draw(table(Average)) for n in trained if draw(st.booleans())}),
+        averages=types.MappingProxyType({n: draw(of(AnyAverage)) for n in trained if draw(st.booleans())}),
         every=every,
         evaluate=evaluate,
         checkpoint=dataclasses.replace(checkpoint, best=best, mode=checkpoint.mode or "min"),

@@ -30,7 +30,7 @@ MISTAKES = [  # what stands in the GAN's recipe, what instead with ^ before the 
     ("latent = 4\n", 'latent = ^"4"\n', "system.latent", 'found "4"; a whole number would do'),
     ("latent = 4\n", 'latent = 4\nloss = ^"hinges"\n', "system.loss", 'did you mean "hinge"?'),
     ("latent = 4\n", "latent = ^5\n", "system.latent", "4 would fit (is 5, but models.generator.input"),
-    ("latent = 4\n", "latent = 4\n^decay = 1\n", "system.decay", "[averages.NAME] or a schedule of kind"),
+    ("latent = 4\n", "latent = 4\n^decay = 1\n", "system.decay", "[averages.NAME] of kind ema or"),
     ("input = [4]", "^imput = [4]", "models.generator.imput", 'unknown key; did you mean "input"?'),
     ("input = [4]", "input = [^0]", "models.generator.input[0]", "found 0; a number above 0 would do"),
     ("input = [4]", "input = ^4", "models.generator.input", "found 4; an array would do"),

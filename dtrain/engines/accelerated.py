@@ -1,6 +1,5 @@
 """One process or DDP, on CPUs and GPUs alike, by way of Accelerate."""
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import SimpleNamespace
@@ -15,14 +14,15 @@ from dtrain.backends.torch_backend import batch_norms, build_model, embeddings, 
 from dtrain.backends.torch_ops import TorchOps, seed_generators
 from dtrain.backends.torch_optimizers import build_optimizer
 from dtrain.backends.torch_weights import named_tensors, restore_tensors
-from dtrain.data.order import MicroBatch
 from dtrain.data.source import Batch
-from dtrain.engines.base import Fault, Key, Measured, Part, Update
+from dtrain.engines.averages import Averages
+from dtrain.engines.base import Batches, Fault, Key, Measured, Part, Update
 from dtrain.engines.exchange import gather_arrays, gather_json
 from dtrain.engines.finite import Shown, Watch, all_finite, as_json, first_of, gradients, weights_fault
 from dtrain.engines.precision import HALF, check_precision, in_full
 from dtrain.engines.statistics import IDLE, Notes, average_notes, loose_buffers, take_notes
 from dtrain.engines.torch_state import Optimizers
+from dtrain.spec.averages import Average
 from dtrain.spec.keys import seed_of
 from dtrain.spec.models import Model
 from dtrain.spec.optimizers import Optimizer
@@ -33,8 +33,8 @@ from dtrain.systems.base import Logs, Models, Ops
 class AcceleratedEngine:
     """Every trained model is wrapped by itself, with an optimizer of its own; the others stay frozen.
 
-    `averages` gives the decay of each model that has a moving average. With `skips`, an update whose
-    numbers are not finite moves nothing.
+    `averages` are those that are kept of some models. With `skips`, an update whose numbers are not finite
+    moves nothing.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class AcceleratedEngine:
         *,
         models: Mapping[str, Model],
         optimizers: Mapping[str, Optimizer],
-        averages: Mapping[str, float],
+        averages: Mapping[str, Average],
         precision: str,
         seed: int,
         skips: bool = False,
@@ -84,10 +84,7 @@ class AcceleratedEngine:
         self.optimizers = Optimizers(made, named, {name: spec.lr for name, spec in optimizers.items()})
         for name in optimizers if self.world > 1 else ():  # alone it would do nothing, in a second
             self.wrapped[name] = accelerator.prepare_model(self.bare[name])
-        self.decays = dict(averages)
-        self.averages = {
-            name: copy.deepcopy(self.bare[name]).eval().requires_grad_(False) for name in averages
-        }
+        self.averages = Averages(averages, self.bare)
         self.norms = {name: batch_norms(module) for name, module in self.bare.items()}
         self.loose = {name: loose_buffers(module) for name, module in self.bare.items()}
         self.named = {name: list(module.named_parameters()) for name, module in self.bare.items()}
@@ -98,7 +95,7 @@ class AcceleratedEngine:
         for module in self.bare.values():
             module.requires_grad_(False)
 
-    def update(self, update: Update, batches: Iterable[tuple[MicroBatch, Batch]]) -> Measured:
+    def update(self, update: Update, batches: Batches) -> Measured:
         names, shares = update.phase.updates, list(batches)
         scaler = self._scaler(update.phase.label)
         self.ops.step, self.ops.pace = update.step, update.pace
@@ -151,14 +148,45 @@ class AcceleratedEngine:
         norms_of_phase = [norm for name in names for norm in self.norms[name]]
         average_notes(norms_of_phase, notes, update.micro_batches, self.accelerator)
         self._put_back({**before, **{name: after[name] for name in names if name in after}})
-        self._settle(names)
+        if self.world > 1:
+            for buffer in (buffer for name in names for buffer in self.loose[name]):
+                torch.distributed.broadcast(buffer, 0)
+        self.averages.updated(names)
         return Measured(terms, norms)
+
+    def stepped(self, step: int) -> None:
+        self.averages.stepped(step)
+
+    def stale(self) -> list[str]:
+        return sorted(self.averages.stale)
+
+    def take_statistics(self, name: str, updates: Iterable[tuple[Update, Batches]]) -> None:
+        average, norms = self.averages.modules[name].train(), self.averages.norms[name]
+        before = self._loose_values()
+        for norm in norms:
+            norm.reset_running_stats()
+        for update, batches in updates:
+            notes: dict[int, Notes] = {}
+            for micro, arrays in batches:
+                seed_generators(seed_of(*update.key, micro.number), self.device)
+                batch: Mapping[str, Tensor] = self._put(arrays)
+                if update.phase.prepare is not None:
+                    batch = self._prepare(update.phase.prepare, batch)
+                self._train_only(())
+                with torch.no_grad(), self._autocast():
+                    update.phase.loss(SimpleNamespace(**{**self.bare, name: average}), batch, self.ops)
+                notes[IDLE if micro.idle else micro.number] = take_notes(norms)
+                take_notes([norm for own in self.norms.values() for norm in own])
+                self._put_back(before)
+            average_notes(norms, notes, update.micro_batches, self.accelerator)
+        average.eval()
+        self.averages.settled(name)
 
     def fault(self, *, weights: bool = False) -> Fault | None:
         found = self.watch.look()
         if found is None and weights:
             found = weights_fault(
-                self.watch.latest, {name: self.named[name] for name in self.optimizers.optimizers}
+                self.latest, {name: self.named[name] for name in self.optimizers.optimizers}
             )
         return first_of(self.gather(as_json(found)))
 
@@ -167,7 +195,7 @@ class AcceleratedEngine:
     ) -> Any:
         self._train_only(())
         seed_generators(seed_of(*key), self.device)
-        modules = {**self.bare, **self.averages}
+        modules = {**self.bare, **self.averages.used()}
         was_training = [module for module in modules.values() if module.training]
         for module in was_training:
             module.eval()
@@ -209,13 +237,14 @@ class AcceleratedEngine:
                 yield "models", f"{name}/{key}", tensor.detach()
         for key, tensor in self.optimizers.tensors():
             yield "optimizers", key, tensor
-        for name, module in self.averages.items():
-            for key, tensor in module.named_parameters():
-                yield "averages", f"{name}/{key}", tensor.detach()
+        for key, tensor in self.averages.tensors():
+            yield "averages", key, tensor
 
     def scalars(self) -> dict[str, Any]:
         scalers = {label: scaler.state_dict() for label, scaler in self.scalers.items()}
-        return {"optimizers": self.optimizers.scalars(), "loss_scales": scalers}
+        return {"optimizers": self.optimizers.scalars(), "loss_scales": scalers} | {
+            "averages": self.averages.counts
+        }
 
     def restore(self, tensors: Mapping[Part, Mapping[str, Tensor]], scalars: Mapping[str, Any]) -> None:
         own: dict[Part, dict[str, Tensor]] = {"models": {}, "averages": {}}
@@ -228,15 +257,15 @@ class AcceleratedEngine:
             scaler = self._scaler(label)
             if scaler is not None:
                 scaler.load_state_dict(state)
-        for name in self.averages:
-            self._copy_buffers(name)
+        self.averages.restore(scalars.get("averages", {}))  # older checkpoints have none
 
     def close(self) -> None:
         """Let go of models and optimizers: DDP must end before the process group does."""
         for held in (
             self.bare,
             self.wrapped,
-            self.averages,
+            self.averages.modules,
+            self.averages.own,
             self.parameters,
             self.named,
             self.trained,
@@ -372,28 +401,11 @@ class AcceleratedEngine:
         for name, own in values.items():
             torch._foreach_copy_(self.loose[name], list(own))
 
-    @torch.no_grad()  # or the averages would grow a graph, an update at a time
-    def _settle(self, names: Sequence[str]) -> None:
-        """Move the averages of the updated models."""
-        for name in names:
-            if self.world > 1:
-                for buffer in self.loose[name]:
-                    torch.distributed.broadcast(buffer, 0)
-            if name in self.averages:
-                average: list[Tensor] = list(self.averages[name].parameters())
-                torch._foreach_lerp_(average, self.parameters[name], 1 - self.decays[name])
-                self._copy_buffers(name)
 
-    def _copy_buffers(self, name: str) -> None:
-        """Averages are of weights alone: running statistics are the model's own."""
-        for average, own in zip(self.averages[name].buffers(), self.bare[name].buffers(), strict=True):
-            average.copy_(own)
+def _detached(logs: Logs) -> Logs:
+    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in logs.items()}
 
 
 def _norm(parameters: Sequence[Tensor]) -> Tensor:
     """The global norm of what gradients there are."""
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-
-
-def _detached(logs: Logs) -> Logs:
-    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in logs.items()}

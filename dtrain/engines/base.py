@@ -10,6 +10,7 @@ from dtrain.spec.lengths import Pace
 from dtrain.systems.base import Array, Logs, Models, Ops, Phase
 
 Key = tuple[int | str, ...]
+Batches = Iterable[tuple[MicroBatch, Batch]]  # one rank's of one update
 Part = str  # "models", "optimizers" or "averages"
 
 
@@ -65,8 +66,20 @@ class Engine(Protocol):
     rank: int
     world: int
 
-    def update(self, update: Update, batches: Iterable[tuple[MicroBatch, Batch]]) -> Measured:
+    def update(self, update: Update, batches: Batches) -> Measured:
         """Make one update from this rank's micro-batches."""
+        ...
+
+    def stepped(self, step: int) -> None:
+        """Hear that all updates of a step, counted from 0, are done: some averages go by steps."""
+        ...
+
+    def stale(self) -> list[str]:
+        """The models whose averages need the statistics of their batch normalisations taken anew."""
+        ...
+
+    def take_statistics(self, name: str, updates: Iterable[tuple[Update, Batches]]) -> None:
+        """Take them from forward passes of an average as in these updates, which nothing else notices."""
         ...
 
     def fault(self, *, weights: bool = False) -> Fault | None:

@@ -8,6 +8,7 @@ from dtrain.errors import RecipeError
 from dtrain.recipe.mend import roundness
 from dtrain.recipe.metrics import evaluated, known_mode
 from dtrain.recipe.parts import Parts
+from dtrain.spec.averages import StochasticAverage
 from dtrain.spec.blocks import LayerError, shape_after
 from dtrain.spec.lengths import Pace
 from dtrain.spec.misfits import misfits
@@ -235,13 +236,20 @@ def _counts(model: ModelSpec) -> bool:
 
 
 def unfit_schedules(tables: Mapping[str, Any], pace: Pace | None) -> Iterator[RecipeError]:
-    """Lengths of schedules that do not fit the run; of a run without a pace only the data can tell."""
+    """Lengths of schedules, and beginnings of averages, that do not fit the run.
+
+    Of a run without a pace only the data can tell.
+    """
     if pace is None:
         return
     for key in ("system", "models", "optimizers"):
         for place, schedule in _schedules(tables.get(key), (key,)):
             for wrong in misfits(schedule, pace):
                 yield RecipeError(f"{dotted(place)}.{wrong.at}", str(wrong))
+    for name, average in tables.get("averages", {}).items():
+        if isinstance(average, StochasticAverage) and average.start >= pace.total:
+            said = f"found {average.start}, but the whole run has {pace.total} steps; less would do"
+            yield RecipeError(f"{dotted(('averages', name))}.start", said)
 
 
 def _schedules(value: Any, place: Place) -> Iterator[tuple[Place, RateSchedule]]:

@@ -18,8 +18,9 @@ from dtrain.data.source import Source
 from dtrain.errors import DtrainError
 from dtrain.recipe.descriptions import descriptions, paragraphs, source
 from dtrain.recipe.keys import arms_of, default_of
-from dtrain.recipe.values import Average, Checkpoint, Evaluate, Every, Recipe, Track, Train
+from dtrain.recipe.values import Checkpoint, Evaluate, Every, Recipe, Track, Train
 from dtrain.recipe.write import encode
+from dtrain.spec.averages import Average
 from dtrain.spec.decode import ARRAYS, WANTED, fields_of, own_keys, split
 from dtrain.spec.initial import Initial
 from dtrain.spec.layers import ImportedLayer, Layer
@@ -39,6 +40,7 @@ from dtrain.systems.ops import Ops
 
 PART = re.compile(r"(?<=<!-- generated: )([a-z]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 FAMILIES = {  # what a table of a family is called
+    "Average": "[average](#averages)",
     "Initial": "[initial value](#initial-values)",
     "Layer": "[layers](#layers)",
     "Metric": "[metric](#metrics)",
@@ -59,7 +61,7 @@ def parts() -> dict[str, str]:
     return {
         "recipe": rows(Recipe),
         "train": rows(Train),
-        "averages": rows(Average),
+        "averages": "\n".join(family(Average)),
         "every": rows(Every),
         "evaluate": rows(Evaluate),
         "metrics": "\n".join(family(Metric)),

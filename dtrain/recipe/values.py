@@ -4,11 +4,11 @@ from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from dtrain.data.source import Source
+from dtrain.spec.averages import AnyAverage
 from dtrain.spec.metrics import Metric
 from dtrain.spec.models import AnyModel
 from dtrain.spec.optimizers import AnyOptimizer
 from dtrain.spec.table import (
-    Fraction,
     Frozen,
     Imported,
     Matching,
@@ -54,13 +54,6 @@ class Train(Table):
     def micro(self) -> int:
         """Examples in one forward of one device."""
         return self.micro_batch_size or self.batch_size
-
-
-@table
-class Average(Table):
-    """An exponential moving average of a model's weights; it is what is evaluated and sampled."""
-
-    decay: Fraction  # share of the average that stays at each update
 
 
 @table
@@ -115,7 +108,7 @@ class Recipe(Table):
     optimizers: Frozen[AnyOptimizer]  # under the model's name; "*" serves all that have none
     data: AnySource  # where examples come from
     train: Train  # how long and how much at a time
-    averages: Frozen[Average] = field(default_factory=empty)  # by model
+    averages: Frozen[AnyAverage] = field(default_factory=empty)  # by model
     every: Every = Every()  # periods
     evaluate: Evaluate = Evaluate()  # other data and metrics of evaluation
     checkpoint: Checkpoint = Checkpoint()  # which checkpoints stay
