@@ -45,7 +45,7 @@ MISTAKES = [  # what stands in the GAN's recipe, what instead with ^ before the 
     ("rate = 0.2", "rate = ^1.0", "models.discriminator.layers[2].rate", "at least 0 and below 1 would do"),
     ("rate = 0.2", "rate = ^nan", "models.discriminator.layers[2].rate", "found nan; a finite number"),
     (ADAM, 'kind = ^"adan"', f"{STAR}.kind", 'did you mean "adam"?'),
-    ('[optimizers."*"]\n' + ADAM, '^[optimizers."*"]', f"{STAR}.kind", "missing; one of adam, adamw, sgd"),
+    ('[optimizers."*"]\n' + ADAM, '^[optimizers."*"]', f"{STAR}.kind", "missing; one of adafactor, adam,"),
     (ADAM, 'kind = "adam"\n^beta = 1', f"{STAR}.beta", 'did you mean "betas"?'),
     (ADAM, 'kind = "adam"\nbetas = ^[0.5]', f"{STAR}.betas", "found [0.5]; 2 items would do"),
     (ADAM, 'kind = "adam"\nbetas = [0.5, ^1.0]', f"{STAR}.betas[1]", "below 1"),

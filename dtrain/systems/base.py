@@ -27,8 +27,8 @@ class Loss:
     """The loss of one micro-batch.
 
     `value` is a mean over `weight` items; the update's gradient is the mean over the items of all
-    micro-batches of all processes, whatever their sizes. `weight` is the number of examples unless
-    given, as with tokens: a number, or a scalar array.
+    micro-batches of all processes, whatever their sizes; and so are the `terms` that are logged. `weight`
+    is the number of examples unless given, as with tokens: a number, or a scalar array.
     """
 
     value: Array  # ()

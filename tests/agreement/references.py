@@ -434,8 +434,10 @@ def train_speaker(recipe: Mapping[str, Any], data: Numbers, first: Numbers) -> N
         sentences = [plain.data["token"][i, : plain.data["length"][i]] for i in batch]
         before = torch.cat([sentence[:-1] for sentence in sentences])
         after = torch.cat([sentence[1:] for sentence in sentences])
-        loss = F.nll_loss(model(before).log_softmax(1), after)
-        plain.finish({"speaker": parameters}, torch.autograd.grad(loss, parameters), {"loss": loss.item()})
+        logits = model(before)
+        loss = F.nll_loss(logits.log_softmax(1), after)
+        terms = {"loss": loss.item(), "accuracy": (logits.argmax(1) == after).double().mean().item()}
+        plain.finish({"speaker": parameters}, torch.autograd.grad(loss, parameters), terms)
     return plain.result()
 
 

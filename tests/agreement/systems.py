@@ -20,11 +20,14 @@ class Speech(System):
 
     def loss(self, models: Models, batch: Batch, ops: Ops) -> Loss:
         before, after = batch["token"][:, :-1], batch["token"][:, 1:]  # (N, 5)
-        surprise = F.cross_entropy(models.speaker(before).transpose(1, 2), after, reduction="none")
+        logits = models.speaker(before)  # (N, 5, tokens)
+        surprise = F.cross_entropy(logits.transpose(1, 2), after, reduction="none")
         position = before.new_ones(before.shape).cumsum(1)
         is_said = position < batch["length"][:, None]
         count = is_said.sum()  # may be 0
-        return Loss((surprise * is_said).sum() / count.clamp(min=1), weight=count)
+        total = count.clamp(min=1)
+        hits = ((logits.argmax(-1) == after) & is_said).sum().to(surprise.dtype) / total
+        return Loss((surprise * is_said).sum() / total, {"accuracy": hits}, weight=count)
 
 
 @dataclass(frozen=True)
