@@ -21,10 +21,10 @@ def load_models(
 ) -> dict[str, nn.Module]:
     """Build the models of a checkpoint, or of a run's newest one, on the CPU in evaluation mode.
 
-    `averages` takes the average of a model where there is one, and of `swa` its statistics. A model or layer given by an import
-    path is imported only from torch.nn and the packages in `trust`; a function that makes a model is
-    trusted by its full name, `package.module:function`. Raises CheckpointError naming the file that is
-    missing or altered, and RecipeError where a model cannot be had.
+    `averages` takes the average of a model where there is one, and of `swa` its statistics. A model or layer
+    given by an import path is imported only from torch.nn and the packages in `trust`; a function that makes
+    a model is trusted by its full name, `package.module:function`. Raises CheckpointError naming the file
+    that is missing or altered, and RecipeError where a model cannot be had.
     """
     trusted = Trust(names=(trust,) if isinstance(trust, str) else tuple(trust))
     checkpoint = newest_of(Path(path))
