@@ -37,7 +37,7 @@ MISFITS = [  # recipe, what is changed, the key that is named, and words
     ("vae", "models.decoder.layers[8].out=3", "models.decoder.layers[8].out", "but must give (1, 28, 28)"),
     ("vae", "data.range=[-1, 1]", "system.loss", 'loss = "mse" here'),
     ("vae", 'system.schedule.kind="torch.optim.lr_scheduler:StepLR"', "system.schedule.kind", "one of"),
-    ("diffusion", "system.frequencies=3", "system.frequencies", "2 would fit"),
+    ("diffusion", "system.frequencies=3", "models.denoiser.input[0]", "7 would fit"),
     ("diffusion", "models.denoiser.input=[4, 28, 28]", "models.denoiser.input[0]", "4 planes for the time"),
     ("diffusion", "data.range=[0, 1]", "data", "range = [-1, 1] would do"),
     ("diffusion", "system.sampling_steps=2000", "system.sampling_steps", "more than there are steps (1000)"),
