@@ -1,6 +1,7 @@
 """Language models: what counts, what is refused, and the texts that they write."""
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,6 +127,22 @@ def test_a_model_of_a_text_that_repeats_itself_learns_it(recipe: Path, tmp_path:
     values = dict(metrics_of(run)[-2][1])
     assert values["evaluate/bits_per_character"] < 0.7
     assert (run / "samples/step-00000150-language_model.txt").read_text().startswith("upon a time")
+
+
+@pytest.mark.parametrize("held_out", ["0.25", '"other.txt"'])
+def test_another_text_is_evaluated_whole(
+    dtrain_here: Here, recipe: Path, tmp_path: Path, held_out: str
+) -> None:
+    (tmp_path / "other.txt").write_text("Twice upon a time. " * 20)
+    (tmp_path / "third.txt").write_text(f"{TALE}Twice upon a time. " * 10, encoding="utf-8")
+    run = trained(recipe, tmp_path / "runs", f"data.evaluate={held_out}")
+    said = dtrain_here("evaluate", run, "--data", tmp_path / "third.txt", "--json")
+    assert said.code == 0, said.errors
+    loaded = dtrain.load(recipe, [f"data.evaluate={held_out}"])
+    with dtrain.setup(loaded, runs=tmp_path, resume=run) as ready:
+        text = (tmp_path / "third.txt").read_bytes()
+        nats = sum(surprises(ready.engine.averages["language_model"].eval(), text, window=16))
+    assert json.loads(said.out)["metrics"]["evaluate/loss"] == pytest.approx(nats / len(text), rel=1e-5)
 
 
 # --- what is drawn ---

@@ -89,16 +89,21 @@ def recipe_of(
 ) -> "tuple[Recipe, Document]":
     """A checkpoint's recipe with overrides, checked, and its document. What it imports must be trusted."""
     from dtrain.cli.trust import trust_of
+    from dtrain.data.source import Source
     from dtrain.recipe.fit import check_evaluation
     from dtrain.recipe.load import from_document, read
+    from dtrain.spec.table import KINDS
 
     trusted = trust_of(True, trust)
     if not (path / RECIPE).is_file():
         raise CheckpointError(f"{path} lacks its {RECIPE}")
     document = read(path / RECIPE, overrides, trust=trusted)
     if data is not None:
-        has_own = "data" in document.table.get("evaluate", {})
-        place = f"{'evaluate.data' if has_own else 'data'}.path={json.dumps(str(data))}"
+        own = document.table.get("evaluate", {}).get("data")
+        said = document.table["data"] if own is None else own
+        source: Any = KINDS[Source].get(said["kind"], Source)
+        key = "data" if own is None else "evaluate.data"
+        place = f"{key}.{source.evaluated}={json.dumps(str(data))}"
         document = read(path / RECIPE, [*overrides, place], trust=trusted)
     loaded = from_document(document)
     check_evaluation(loaded, document)

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from dtrain.spec.table import Table
 
@@ -73,6 +73,8 @@ class Spelling(Protocol):
 
 class Source(Table):
     """The `[data]` table of a recipe. `open` and `describe` read; nothing else touches a file."""
+
+    evaluated: ClassVar[str] = "path"  # the key of the file or folder that is evaluated on
 
     @abstractmethod
     def open(self, part: Part, seed: int) -> Examples:

@@ -44,6 +44,8 @@ class Text(Source):
     # tokens of a window of evaluation that lead up to those that count; half of `length` if left out
     context: Natural | None = None
 
+    evaluated = "evaluate"
+
     def __post_init__(self) -> None:
         if self.context is not None and self.context >= self.length:
             said = f"{self.context} leaves nothing of a window of {self.length}; a number below would do"
