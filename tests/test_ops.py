@@ -185,6 +185,24 @@ def test_a_shifted_picture_is_a_window_of_it_with_its_edge_repeated(ops: TorchOp
     assert all(any(moved[i].equal(window[i]) for window in windows) for i in range(N))
 
 
+def test_numbers_have_the_precision_of_the_models(ops: TorchOps) -> None:
+    condition = torch.tensor([True, False])
+    assert ops.where(condition, 0.1, 0.2).tolist() == [0.1, 0.2]
+    assert ops.maximum(torch.tensor([0, 1]), 0.1).tolist() == [0.1, 1.0]
+    assert ops.where(condition, 1, 0).dtype == torch.int64
+
+
+def test_where_models_compute_in_half_ops_do_not() -> None:
+    ops, image = TorchOps(torch.device("cpu"), torch.float32), IMAGE.float()
+    zoomed = []
+    for is_half in (True, False):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
+            zoomed.append(ops.random_zoom(image, 1.5))
+            assert ops.matmul(image, image).dtype == torch.float32
+    assert zoomed[0].equal(zoomed[1])
+
+
 def test_the_slope_of_a_slope_is_there_for_penalties(ops: TorchOps) -> None:
     weight = torch.tensor(3.0, requires_grad=True, dtype=torch.float64)
     ops.gradient_penalty(lambda x: weight * x, X, target=0.0).backward()

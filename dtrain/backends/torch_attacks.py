@@ -1,11 +1,19 @@
 """Slopes in the input, and attacks that climb them."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Function = Callable[[Tensor], Tensor]
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Where nothing is turned into half precision, as models are."""
+    has_half = torch.amp.is_autocast_available(device.type)  # shapes alone have not
+    return torch.autocast(device.type, enabled=False) if has_half else nullcontext()
 
 
 def slope_of(function: Function, x: Tensor, *, differentiable: bool = False) -> Tensor:
@@ -14,7 +22,7 @@ def slope_of(function: Function, x: Tensor, *, differentiable: bool = False) -> 
     A `differentiable` one can be part of a loss.
     """
     # Slopes of half-precision outputs vanish or overflow: they are computed in full.
-    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.enable_grad(), full_precision(x.device):
         x = x.detach().requires_grad_(True)
         (slope,) = torch.autograd.grad(function(x).sum(), x, create_graph=differentiable)
     return slope

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dtrain.backends.torch_attacks import Function, climb, slope_of
+from dtrain.backends.torch_attacks import Function, climb, full_precision, slope_of
 from dtrain.backends.torch_measures import Measure, build_measure, measured
 from dtrain.spec.lengths import Pace
 from dtrain.spec.schedules import Schedule, in_steps
@@ -62,7 +62,8 @@ class TorchOps:
         across, down = middle * (1 - share)  # (N,), where -1 and 1 are the edges
         zero = torch.zeros_like(share)
         rows = torch.stack([share, zero, across, zero, share, down], dim=1)
-        grid = F.affine_grid(rows.view(-1, 2, 3), list(image.shape), align_corners=False)
+        with full_precision(image.device):  # places in half precision are off by parts of a pixel
+            grid = F.affine_grid(rows.view(-1, 2, 3), list(image.shape), align_corners=False)
         return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
 
     def random_flip(self, image: Tensor) -> Tensor:
@@ -169,7 +170,9 @@ class TorchOps:
         return x.transpose(-1, -2)
 
     def matmul(self, x: Tensor, y: Tensor) -> Tensor:
-        return x @ y
+        x, y = self._pair(x, y)
+        with full_precision(x.device):  # losses are in full, whatever models compute in
+            return x @ y
 
     def eye(self, like: Tensor) -> Tensor:
         return torch.eye(like.shape[-2], like.shape[-1], device=self.device, dtype=self.dtype)
@@ -262,10 +265,17 @@ class TorchOps:
         return measured(self._measures[at], imported, prediction, target, at=at)
 
     def _pair(self, x: Tensor | float, y: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Both as arrays, one of which may be a number or hold whole ones."""
-        kinds = [v.dtype for v in (x, y) if isinstance(v, Tensor) and v.is_floating_point()]
-        made = [torch.as_tensor(v, device=self.device).to(kinds[0] if kinds else None) for v in (x, y)]
-        return made[0], made[1]
+        """Both as arrays of one type, one of which may be a number or hold whole ones."""
+        one, other = self._as_array(x), self._as_array(y)
+        kind = torch.promote_types(one.dtype, other.dtype)
+        return one.to(kind), other.to(kind)
+
+    def _as_array(self, x: Tensor | float) -> Tensor:
+        """A number as an array, filled on the device: a copy from the CPU would be waited for."""
+        if isinstance(x, Tensor):
+            return x
+        kind = self.dtype if isinstance(x, float) else torch.int64
+        return torch.full((), x, device=self.device, dtype=kind)
 
 
 def like(x: Tensor, y: Tensor | float) -> Tensor:
