@@ -111,12 +111,20 @@ def test_two_mistakes_are_two_lines(dtrain_here: Here, gan: Path) -> None:
     ]
 
 
-def test_a_loss_that_is_no_number_ends_the_run_in_a_line(
+def test_a_loss_that_is_no_number_ends_the_run_with_what_to_do(
     dtrain_here: Here, gan: Path, tmp_path: Path
 ) -> None:
     overrides = ["optimizers.*.lr=1e30", "optimizers.discriminator.lr=1e30", "every.save=1"]
     said = dtrain_here("run", gan, *overrides, "--runs", tmp_path / "runs")
-    assert_mistake(said, "/loss is nan", "a lower lr or a clip may help", str(only_run(tmp_path / "runs")))
+    assert (said.code, said.out) == (2, "")
+    bad, terms, help_, saved, again = said.errors.splitlines()
+    assert bad.startswith("dtrain: step 1, phase discriminator (update 2 of 2): the loss that discriminator")
+    assert bad.endswith("is nan (micro-batch 0)")
+    assert terms == "  its terms: real nan, fake nan"
+    assert help_ == '  a lower lr or a clip may help, or train.on_nonfinite = "skip"'
+    assert saved == "  nothing was saved before"
+    assert again.startswith(f"  to see it again: dtrain run {gan} 'optimizers.*.lr=1e30' ")
+    assert not list(only_run(tmp_path / "runs").glob("checkpoints/*"))
 
 
 def test_help_says_every_command_and_option(dtrain_here: Here) -> None:
@@ -137,8 +145,11 @@ def test_check_counts_parameters_as_torch_does(dtrain_here: Here, shipped: Path,
         total = sum(value.numel() for value in module.parameters())
         block = next(part for part in said.out.split("\n\n") if part.startswith(f"model {name}:"))
         assert f", {total:,} parameters" in block.splitlines()[0]
-        for line, row in zip(block.splitlines()[1:], spec.rows(), strict=True):
-            count = sum(value.numel() for value in module.get_submodule(row.name).parameters())
+        rows = spec.rows()
+        for line, row in zip(block.splitlines()[1:], rows, strict=True):
+            inside = [f"{other.name}." for other in rows if other.name.startswith(f"{row.name}.")]
+            own = module.get_submodule(row.name).named_parameters(prefix=row.name)
+            count = sum(value.numel() for key, value in own if not key.startswith(tuple(inside)))
             shape = "x".join(map(str, row.after))
             assert line.split() == [row.name, row.layer.kind, shape, *([f"{count:,}"] if count else [])]
 

@@ -55,7 +55,18 @@ EVERY_LAYER: dict[str, dict[str, Any]] = {  # of each kind a table with every ke
 EVERY_OPTIMIZER: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1, "clip": 2.0},
     "adam": {"betas": [0.5, 0.9], "eps": 1e-6, "weight_decay": 0.1},
-    "adamw": {"betas": [0.5, 0.9], "eps": 1e-6, "weight_decay": 0.1},
+    "adamw": {"betas": [0.5, 0.9], "eps": 1e-6, "weight_decay": 0.1, "clip_value": 0.5},
+    "rmsprop": {"alpha": 0.9, "eps": 1e-6, "momentum": 0.9, "centered": True, "weight_decay": 0.1},
+    "adafactor": {"beta2_decay": -0.7, "eps1": 1e-9, "eps2": 1e-2, "d": 2.0, "weight_decay": 0.1},
+    "lion": {"betas": [0.5, 0.9], "weight_decay": 0.1, "groups": [{"match": "*.bias", "weight_decay": 0.0}]},
+    "muon": {
+        "others": {"lr": 0.1, "betas": [0.5, 0.9], "eps": 1e-6, "weight_decay": 0.1, "match": ["0.weight"]},
+        "momentum": 0.9,
+        "nesterov": False,
+        "ns_steps": 4,
+        "adjust_lr_fn": "match_rms_adamw",
+        "weight_decay": 0.2,
+    },
 }
 EVERY_SCHEDULE: dict[str, dict[str, Any]] = {
     "constant": {"warmup": 3},
