@@ -1,4 +1,4 @@
-"""Systems as expressions: every mistake at its column, values in their order, weights, items, models' losses."""
+"""Systems as expressions: mistakes at their column, values in their order, weights, items, models' losses."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -164,8 +164,8 @@ def test_a_model_that_no_expression_calls_is_a_mistake(folder: Path) -> None:
 NO_EXPRESSIONS = [
     "(" * 300 + "image" + ")" * 300, "-" * 1900 + "image", "-" * 3000 + "image", "9**9**9**9*image",
     "é" * 1900 + "(", "\x00", "x\\\n", "f'{image}'", "image and image", "*image", "softplus(*image)",
-    "softplus(**image)", "image.__class__", "[image for image in image]", "(yield)", "await image", "image := 3",
-    "1e400*image", "image[0]", "image['a']", "...", "None", "b'a'", "1j*image", "softplus(x=image, y=1)",
+    "softplus(**image)", "image.__class__", "[image for image in image]", "(yield)", "await image",
+    "image := 3", "1e400*image", "image[0]", "image['a']", "...", "None", "b'a'", "1j*image", "softplus(x=image, y=1)",
 ]  # fmt: skip
 
 

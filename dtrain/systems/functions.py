@@ -33,9 +33,9 @@ class Body:
     def add(self, text: str, key: str) -> Read:
         """Understand an expression; what is wrong is noted, and what it gives is then unknown."""
         try:
-            names = names_in(text, key)
+            needed = self._needed(names_in(text, key))
             for name in self.values:  # in the order in which they are written, and so are their draws
-                if name in names:
+                if name in needed:
                     self._compute(name, text, key)
             found = read(text, Scope(self.models, self.known, self.fields, list(self.values)), key)
         except ExpressionError as error:
@@ -44,6 +44,14 @@ class Body:
         self.counts |= found.counts
         self.called |= dict.fromkeys(found.models)
         self.read_fields |= dict.fromkeys(name for name in found.names if name not in self.known)
+        return found
+
+    def _needed(self, names: set[str]) -> set[str]:
+        """The values among names, and those that these are computed from."""
+        found: set[str] = set()
+        while more := (names & self.values.keys()) - found:
+            found |= more
+            names = set().union(*(_names_if_any(*self.values[name]) for name in more))
         return found
 
     def one(self, text: str, key: str) -> Read:
@@ -86,6 +94,14 @@ def made(code: str, name: str, names: Mapping[str, Any]) -> Callable[..., Any]:
     exec(compile(code, source, "exec"), space)
     function: Callable[..., Any] = space[name]
     return function
+
+
+def _names_if_any(text: str, key: str) -> set[str]:
+    """The names in an expression; none in what is no expression, which is said when it is read."""
+    try:
+        return names_in(text, key)
+    except ExpressionError:
+        return set()
 
 
 def _where(name: str, text: str) -> tuple[int, int]:
