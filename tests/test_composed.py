@@ -70,14 +70,14 @@ MISTAKES = [  # what stands in the recipe, what instead with ^ before the mistak
     (REAL, "clamp(discriminator(image), 0, ^'a')", "clamp takes a number as its high"),
     (REAL, "split(discriminator(image), ^0.5)", "split takes a whole number as its parts"),
     (REAL, "mean(discriminator(image), axis=^[0.5])", "axes are whole numbers"),
-    (REAL, "discriminator(image) ^@ 2", "the operators are +, -, *, /, **"),
+    (REAL, "^discriminator(image) @ 2", "the operators are +, -, *, /, **"),
     (REAL, "^1.0", "is a number, and depends on nothing"),
     (REAL, "^10**200 * discriminator(image)", "this makes no number"),
     (REAL, "discriminator(image) if True else 1", ""),
     (REAL, "^split(image, 1)", "gives several arrays; take one of them"),
     (REAL, "split(image, 1)[^1]", "a whole number from 0 to 0 would do"),
-    (REAL, "softplus(discriminator(image)^", "this is no expression"),
-    (REAL, "^(lambda x: x)(image)", "an op or a model is called by its name"),
+    (REAL, "softplus^(discriminator(image)", "this is no expression"),
+    (REAL, "(^lambda x: x)(image)", "an op or a model is called by its name"),
     (REAL, "^image.real", "calls, arithmetic, numbers and names alone"),
     (REAL, "gradient_penalty(^discriminator(made), image)", "this does not depend on image"),
     (REAL, "gradient_penalty(discriminator(image), ^-image)", "the second argument of gradient_penalty is a"),
@@ -89,7 +89,7 @@ MISTAKES = [  # what stands in the recipe, what instead with ^ before the mistak
     ("detach(made)", "detach(^fake)", "goes round in a circle: fake -> fake"),
     ("generator(normal(4))", "generator(^normal(5))", "generator takes (N, 4), and this is (N, 5)"),
     ("generator(normal(4))", "generator(normal(^4.0))", "normal takes a whole number as its shape"),
-    ("generator(normal(4))", "^", "is empty"),
+    ('values.made = "generator(normal(4))"', 'values.made = ^""', "is empty"),
     ('values.fake = "detach', 'values.other = "image"\nvalues.fake = "detach', "uses this value"),
     ("values.fake =", "values.^image =", "is a field of the data"),
     ("values.fake =", "values.^softplus =", "is an op's name"),
@@ -97,7 +97,6 @@ MISTAKES = [  # what stands in the recipe, what instead with ^ before the mistak
     ("losses.real =", "losses.^loss =", '"loss" is the sum of all losses'),
     ('updates = ["generator"]', 'updates = [^"generatr"]', 'no model "generatr"'),
     ('updates = ["generator"]', 'updates = ["generator", ^"generator"]', "stands there twice"),
-    ('updates = ["discriminator"]', 'updates = ["discriminator", ^"generator"]', ""),
     ("logs.far", "^log.far", 'did you mean "logs"?'),
     ('loss = "discriminator(made)"', 'loss = "discriminator(^mad)"', 'did you mean "made"?'),
     ('made = "made"', 'made = "^mde"', 'did you mean "made"?'),
@@ -138,7 +137,7 @@ def test_a_mistake_in_an_expression_is_found_at_its_column(
 
 
 def test_the_recipe_itself_is_good_and_trains(folder: Path) -> None:
-    recipe = dtrain.load(written(folder, "recipe.toml", RECIPE), ["train.steps=2"])
+    recipe = dtrain.load(written(folder, "recipe.toml", RECIPE))
     with dtrain.setup(recipe, runs=folder / "runs") as run:
         metrics = [event.metrics for event in dtrain.train(run) if isinstance(event, dtrain.events.Stepped)]
     assert metrics[0].keys() >= {"discriminator/real", "discriminator/fake", "discriminator/far"}
@@ -165,7 +164,8 @@ NO_EXPRESSIONS = [
     "(" * 300 + "image" + ")" * 300, "-" * 1900 + "image", "-" * 3000 + "image", "9**9**9**9*image",
     "é" * 1900 + "(", "\x00", "x\\\n", "f'{image}'", "image and image", "*image", "softplus(*image)",
     "softplus(**image)", "image.__class__", "[image for image in image]", "(yield)", "await image",
-    "image := 3", "1e400*image", "image[0]", "image['a']", "...", "None", "b'a'", "1j*image", "softplus(x=image, y=1)",
+    "image := 3", "1e400*image", "image[0]",
+    "image['a']", "...", "None", "b'a'", "1j*image", "softplus(x=image, y=1)",
 ]  # fmt: skip
 
 
@@ -239,4 +239,4 @@ def test_values_are_computed_once_and_drawn_in_their_order() -> None:
 def test_an_op_that_takes_a_slope_is_given_a_function_of_the_name() -> None:
     phase = phase_of("gradient(model(x) * y, x) + 0 * model(x)", values={"y": "x * 2"})
     loss = call(phase)  # y is not what is varied: the slope of x² y in x is 2xy, with y = 2x
-    assert float(loss.value) == pytest.approx(float((4 * torch.arange(6.0) ** 2).mean()))
+    assert float(loss.value.detach()) == pytest.approx(float((4 * torch.arange(6.0) ** 2).mean()))

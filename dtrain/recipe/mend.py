@@ -13,10 +13,12 @@ from dtrain.spec.models import Model, ModelSpec
 from dtrain.spec.spatial import Conv, ConvTranspose
 from dtrain.spec.table import key_of
 from dtrain.spec.words import Place, dotted, placed, show
+from dtrain.systems.composed import Composed
 
 Models = Mapping[str, Model]
 Problems = Callable[[Models, Any], Sequence[RecipeError]]  # of models and a system
 Change = tuple[Sequence[Place], Any, Any]  # where, what is there, and what would do
+EXPRESSION = 200  # layers that could be looked at while an expression is
 EFFORT = 60_000  # layers that are looked at for all problems, which takes about half a second
 
 
@@ -30,6 +32,8 @@ def mended(models: Models, system: Any, problems: Problems, document: Document) 
     if not found:
         return []
     size = sum(count(model.layers) for model in models.values() if isinstance(model, ModelSpec))
+    if isinstance(system, Composed):
+        size += EXPRESSION * system.expression_count()
     tries = EFFORT // (size + 10) // len(found)
     return [
         error

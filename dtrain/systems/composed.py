@@ -91,6 +91,11 @@ class Composed(System):
     def predicts(self) -> bool:
         return self.predict_ is not None
 
+    def expression_count(self) -> int:
+        """How many expressions are read to check it, those of models left out."""
+        of_phases = sum(len(p.prepare) + len(p.values) + len(p.losses) + len(p.logs) for p in self.phases_)
+        return of_phases + len(self.phases_) * len(self.values) + len(self.evaluate_) + len(self.samples_)
+
     def check(self, models: Mapping[str, Model]) -> Iterator[ValueError]:
         yield from self._mistakes(models, None)
 
