@@ -9,7 +9,7 @@ from typing import Any
 from dtrain.errors import RecipeError
 from dtrain.recipe.document import Document, at, has
 from dtrain.spec.blocks import count
-from dtrain.spec.models import Model, ModelSpec
+from dtrain.spec.models import Model, ModelSpec, input_of, output_of
 from dtrain.spec.spatial import Conv, ConvTranspose
 from dtrain.spec.table import key_of
 from dtrain.spec.words import Place, dotted, placed, show
@@ -20,13 +20,14 @@ Problems = Callable[[Models, Any], Sequence[RecipeError]]  # of models and a sys
 Change = tuple[Sequence[Place], Any, Any]  # where, what is there, and what would do
 EXPRESSION = 200  # layers that could be looked at while an expression is
 EFFORT = 60_000  # layers that are looked at for all problems, which takes about half a second
+EXPRESSION_TRIES = 100  # of a problem in an expression: a system of expressions takes as long as many layers
 
 
 def mended(models: Models, system: Any, problems: Problems, document: Document) -> list[RecipeError]:
     """The problems of models and system, each at the number whose change would solve it, if there is one.
 
     A number that the recipe leaves to a default was not mistyped; one that a stack or a reference brings to
-    several places changes in all of them.
+    several places changes in all of them. Where a word is near to what was found, the word was mistyped.
     """
     found = list(problems(models, system))
     if not found:
@@ -37,8 +38,15 @@ def mended(models: Models, system: Any, problems: Problems, document: Document) 
     tries = EFFORT // (size + 10) // len(found)
     return [
         error
-        if _has_number(error, document)
-        else _relocated(error, found, (models, system), problems, document, tries)
+        if error.suggestion is not None or _has_number(error, document)
+        else _relocated(
+            error,
+            found,
+            (models, system),
+            problems,
+            document,
+            tries if error.within is None else min(tries, EXPRESSION_TRIES),
+        )
         for error in found
     ]
 
@@ -64,11 +72,14 @@ def _relocated(
     others = {other.key for other in errors} - {error.key}
     best: tuple[float, Change] | None = None
     solved: set[Place] = set()
+    faces = _faces(given[0])
     for places, old, new in _changes(whole, error, document):
         place, changed = places[0], whole
         for each in () if place in solved else places:
             changed = changed and _changed(changed, each, new)
         if changed is None or changed is whole:
+            continue
+        if error.within is not None and _faces(changed["models"]) in (None, faces):
             continue
         tries -= 1
         if tries < 0:
@@ -105,6 +116,14 @@ def _changes(whole: Mapping[str, Any], error: RecipeError, document: Document) -
         for new in sorted(candidates, key=lambda n, old=old: abs(n - old)):  # type: ignore[misc]
             if new != old and (new > 0 or "padding" in places[0]):
                 yield places, old, new
+
+
+def _faces(models: Models) -> list[Any] | None:
+    """What models take and give, all that an expression sees of them; None where layers do not fit."""
+    try:
+        return [(input_of(model), output_of(model)) for model in models.values()]
+    except ValueError:
+        return None
 
 
 def _written(whole: Mapping[str, Any], document: Document) -> Iterator[tuple[Sequence[Place], Any]]:
