@@ -16,6 +16,7 @@ from dtrain.engines.torch_state import Optimizers
 from dtrain.errors import CheckpointError, RecipeError, RecipeErrors
 from dtrain.recipe.write import encode
 from dtrain.spec.decode import decoded
+from dtrain.spec.groups import Trainable, problems
 from dtrain.spec.optimizers import AnyOptimizer, Optimizer
 
 STEPS = ['train.epochs="${unset}"', "train.steps=4", "track.kinds=[]"]
@@ -473,6 +474,12 @@ def test_what_comes_frozen_in_an_imported_model_stays_and_is_saved(tmp_path: Pat
     }
     saved = {name for name in last_tensors(only_run(tmp_path / "runs")) if name.startswith("models/")}
     assert saved == {f"models/{name}" for name in before}
+
+
+def test_a_pattern_for_a_model_without_parameters_is_a_mistake_too() -> None:
+    optimizer = decoded(AnyOptimizer, {"kind": "adam", "lr": 1, "groups": [{"match": "*"}]})
+    (problem,) = problems(optimizer, Trainable({}))
+    assert str(problem) == '"*" matches no parameter that is trained; the model has none'
 
 
 def test_patterns_match_what_an_imported_model_trains(tmp_path: Path, on_cpu: None) -> None:

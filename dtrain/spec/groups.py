@@ -71,10 +71,9 @@ def problems(optimizer: Optimizer, model: Trainable) -> Iterator[Wrong]:
     for number, place, pattern in patterns(optimizer):
         matched = [name for name in model.shapes if fnmatchcase(name, pattern)]
         if not matched:
-            few = either(list(model.shapes)[:SHOWN])
-            yield Wrong(
-                place, f"{show(pattern)} matches no parameter that is trained; they are such as {few}"
-            )
+            few = list(model.shapes)[:SHOWN]
+            there = f"they are such as {either(few)}" if few else "the model has none"
+            yield Wrong(place, f"{show(pattern)} matches no parameter that is trained; {there}")
         elif number is not None and number not in {_first_group(optimizer, name) for name in matched}:
             said = (
                 f"{show(pattern)} matches nothing that an earlier group does not match; the first one counts"
