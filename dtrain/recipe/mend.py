@@ -20,7 +20,6 @@ Problems = Callable[[Models, Any], Sequence[RecipeError]]  # of models and a sys
 Change = tuple[Sequence[Place], Any, Any]  # where, what is there, and what would do
 EXPRESSION = 200  # layers that could be looked at while an expression is
 EFFORT = 60_000  # layers that are looked at for all problems, which takes about half a second
-EXPRESSION_TRIES = 100  # of a problem in an expression: a system of expressions takes as long as many layers
 
 
 def mended(models: Models, system: Any, problems: Problems, document: Document) -> list[RecipeError]:
@@ -39,14 +38,7 @@ def mended(models: Models, system: Any, problems: Problems, document: Document) 
     return [
         error
         if error.suggestion is not None or _has_number(error, document)
-        else _relocated(
-            error,
-            found,
-            (models, system),
-            problems,
-            document,
-            tries if error.within is None else min(tries, EXPRESSION_TRIES),
-        )
+        else _relocated(error, found, (models, system), problems, document, tries)
         for error in found
     ]
 
