@@ -35,8 +35,8 @@ from dtrain.spec.table import OneOf, Within
 from dtrain.spec.words import either, written
 from dtrain.systems.base import System
 from dtrain.systems.composed import PhaseTable
-from dtrain.systems.expressions import ops_by_name, usage
 from dtrain.systems.ops import Ops
+from dtrain.systems.signatures import ops_by_name, usage
 
 PART = re.compile(r"(?<=<!-- generated: )([a-z]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 FAMILIES = {  # what a table of a family is called

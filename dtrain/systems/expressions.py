@@ -9,10 +9,8 @@ import ast
 import inspect
 import math
 import operator
-import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from dtrain.spec.layers import ImportedLayer
@@ -20,14 +18,13 @@ from dtrain.spec.models import Model, ModelSpec
 from dtrain.spec.sequence import Embedding
 from dtrain.spec.table import Wrong
 from dtrain.spec.words import either, nearest, show
-from dtrain.systems.ops import Ops
 from dtrain.systems.shape_ops import ShapeOps
 from dtrain.systems.shapes import Examples, Misfit, Shaped, together
+from dtrain.systems.signatures import ops_by_name, usage
 
 LONGEST, DEEPEST = 2_000, 60  # characters of an expression; calls and operators within each other
 LARGEST = 10**15  # of a number that arithmetic on numbers gives
 CONSTANTS = {"pi": math.pi}
-NOT_SAID = ("factor", "call")  # ops that only systems in Python have a use for
 PER_EXAMPLE = ("normal", "uniform", "bernoulli")  # ops whose shape begins with the number of examples
 OPERATORS: Mapping[type, tuple[str, Callable[[Any, Any], Any]]] = {
     ast.Add: ("+", operator.add),
@@ -67,24 +64,6 @@ class Read:
     names: Collection[str]  # of fields and values
     models: Collection[str]
     counts: bool = False  # whether it needs `n`, the number of examples
-
-
-def ops_by_name() -> Mapping[str, inspect.Signature]:
-    """The ops of expressions, with their parameters but for `self`."""
-    return _ops()
-
-
-@cache
-def _ops() -> Mapping[str, inspect.Signature]:
-    found = {}
-    for name, function in vars(Ops).items():
-        if inspect.isfunction(function) and not name.startswith("_") and name not in NOT_SAID:
-            signature = inspect.signature(function)
-            hints = typing.get_type_hints(function)
-            kept = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values()
-                    if p.name != "self"]  # fmt: skip
-            found[name] = signature.replace(parameters=kept)
-    return found
 
 
 def read(text: str, scope: Scope, at: str) -> Read:
@@ -416,19 +395,3 @@ class _Reader:
             )
             said = str(error)
             self.refuse(node, f"{name}{said}" if said.startswith("takes") else said)
-
-
-def usage(name: str) -> str:
-    """The arguments of an op as one would write them."""
-    return ", ".join(_parameters(ops_by_name()[name]))
-
-
-def _parameters(signature: inspect.Signature) -> Iterator[str]:
-    for parameter in signature.parameters.values():
-        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            yield f"{parameter.name}..."
-        elif parameter.kind is inspect.Parameter.KEYWORD_ONLY or parameter.default is not parameter.empty:
-            default = "..." if parameter.default is parameter.empty else repr(parameter.default)
-            yield f"{parameter.name}={default}"
-        else:
-            yield parameter.name

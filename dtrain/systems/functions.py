@@ -7,8 +7,9 @@ from typing import Any
 
 from dtrain.spec.table import Wrong
 from dtrain.spec.words import nearest
-from dtrain.systems.expressions import ExpressionError, Read, Scope, names_in, ops_by_name, read
+from dtrain.systems.expressions import ExpressionError, Read, Scope, names_in, read
 from dtrain.systems.shapes import Shaped
+from dtrain.systems.signatures import ops_by_name
 
 Keyed = Mapping[str, tuple[str, str]]  # name -> an expression, and the key under which it stands
 
