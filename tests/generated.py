@@ -12,13 +12,19 @@ from typing import Any
 from hypothesis import reject
 from hypothesis import strategies as st
 
+from dtrain.recipe.groups import fitted
 from dtrain.recipe.values import Checkpoint, Evaluate, Every, Recipe, Track, Train
 from dtrain.spec.averages import AnyAverage
 from dtrain.spec.blocks import LayerError, shape_after
 from dtrain.spec.decode import fields_of, own_keys, split
+from dtrain.spec.groups import without_patterns
 from dtrain.spec.layers import Flatten, ImportedLayer, Layer, Linear
-from dtrain.spec.models import ImportedModel, ModelSpec
-from dtrain.spec.optimizers import AnyOptimizer
+from dtrain.spec.lengths import Pace
+from dtrain.spec.misfits import misfits
+from dtrain.spec.models import ImportedModel, Model, ModelSpec
+from dtrain.spec.optimizers import AnyOptimizer, Muon, Optimizer
+from dtrain.spec.rates import Plateau
+from dtrain.spec.schedules import Constant
 from dtrain.spec.sequence import Embedding
 from dtrain.spec.table import KINDS, AtLeastOne, Checked, Imported, Matching, OneOf, Within, freeze
 from dtrain.systems.base import System
@@ -32,6 +38,7 @@ PLAIN = st.recursive(
     LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=6
 )
 PATHS = st.sampled_from(("torch.nn:Some", "package:Name", "package.module:Name", "a.b.c.d:function"))
+UNDRAWN = ("monitor", "losses", "weights_from")  # what must agree with other tables, or be there
 METRICS = {
     "gan": ("loss", "real", "fake"),
     "classifier": ("loss", "accuracy"),
@@ -137,9 +144,7 @@ def imported(cls: type) -> st.SearchStrategy[Any]:
 
     @st.composite
     def draw_imported(draw: st.DrawFn) -> Any:
-        keys = {
-            name: draw(of(target)) for name, (target, _) in own.items() if name not in ("monitor", "losses")
-        }
+        keys = {name: draw(of(target)) for name, (target, _) in own.items() if name not in UNDRAWN}
         return cls(path=draw(PATHS), arguments=freeze(draw(arguments)), **keys)
 
     return draw_imported()
@@ -173,7 +178,9 @@ def layers_from(draw: st.DrawFn, shape: tuple[int, ...], most: int = 5) -> tuple
 def models_for(draw: st.DrawFn, system: Any) -> dict[str, Any]:
     """Models that a system can train, and others that are there besides."""
     shapes = st.lists(st.integers(1, 12), min_size=1, max_size=3).map(tuple)
-    found = draw(st.dictionaries(NAMES, imported(ImportedModel) | model(shapes), max_size=2))
+    least = 1 if isinstance(system, Imported) else 0  # a recipe has at least one model
+    others = st.dictionaries(NAMES, imported(ImportedModel) | model(shapes), min_size=least, max_size=2)
+    found = draw(others)
     match getattr(system, "kind", ""):
         case "gan":
             generator = draw(model(st.just((system.latent,)), begins=True))
@@ -206,6 +213,22 @@ def model(
 
 
 @st.composite
+def optimizer(draw: st.DrawFn, model: Model, metrics: list[str], steps: int | None) -> Optimizer:
+    """Any optimizer that fits a model, and whose schedule a run of so many steps with these metrics."""
+    found: Optimizer = draw(of(AnyOptimizer))
+    schedule = found.schedule
+    if isinstance(schedule, Plateau) and metrics:
+        schedule = dataclasses.replace(schedule, monitor=draw(st.sampled_from(metrics)))
+    elif isinstance(schedule, Plateau) or (steps and any(misfits(schedule, Pace(steps, None, 1, int)))):
+        schedule = Constant()
+    found = dataclasses.replace(found, schedule=schedule)
+    if isinstance(found, Muon):  # has settings that do nothing where there are no matrices
+        return without_patterns(found)
+    groups = tuple(dataclasses.replace(group, match="*") for group in found.groups[:1])
+    return fitted(dataclasses.replace(found, groups=groups), model)
+
+
+@st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
     """Whole recipes without a mistake."""
     kinds = [table(KINDS[System][name]) for name in METRICS]  # shipped recipes have the others
@@ -219,8 +242,9 @@ def recipes(draw: st.DrawFn) -> Recipe:
     batches = {"batch_size": micro * draw(st.integers(1, 4)), "micro_batch_size": micro, "steps": steps}
     every = draw(table(Every))
     evaluate = draw(table(Evaluate)) if getattr(system, "kind", "") == "classifier" else Evaluate()
-    metrics = [*METRICS.get(getattr(system, "kind", ""), ("any",)), *evaluate.metrics]
-    best = draw(st.none() | st.sampled_from([f"evaluate/{name}" for name in metrics]))
+    names = [*METRICS.get(getattr(system, "kind", ""), ("any",)), *evaluate.metrics]
+    metrics = [f"evaluate/{name}" for name in names]
+    best = draw(st.none() | st.sampled_from(metrics))
     checkpoint = draw(table(Checkpoint))
     patience = train.patience if best is not None and every.evaluate else None
     return Recipe(
@@ -229,7 +253,12 @@ def recipes(draw: st.DrawFn) -> Recipe:
         hyperparameters=freeze(draw(st.dictionaries(TEXT, PLAIN, max_size=3))),
         system=system,
         models=types.MappingProxyType(models),
-        optimizers=types.MappingProxyType({name: draw(of(AnyOptimizer)) for name in dict.fromkeys(trained)}),
+        optimizers=types.MappingProxyType(
+            {
+                name: draw(optimizer(models[name], metrics if every.evaluate else [], steps))
+                for name in dict.fromkeys(trained)
+            }
+        ),
         data=draw(of(fields_of(Recipe)["data"][0])),
         train=dataclasses.replace(train, **batches, patience=patience),
         averages=types.MappingProxyType({n: draw(of(AnyAverage)) for n in trained if draw(st.booleans())}),
