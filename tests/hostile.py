@@ -75,6 +75,14 @@ def system(path: str, **options: bool) -> Hostile:
     return changed('kind = "gan"\n', f'kind = "{path}"\n', says="system.kind", **options)
 
 
+def composed(lines: str, losses: str = '"mean(discriminator(image))"', says: str = "system") -> Hostile:
+    """The small recipe with its system written down."""
+    phases = f"[[system.phases]]\nupdates = ['discriminator']\nlosses = {{ own = {losses} }}\n"
+    phases += "[[system.phases]]\nupdates = ['generator']\nlosses = { own = 'mean(generator(normal(4)))' }\n"
+    named = '[system]\nkind = "gan"\nlatent = 4\ncritic_steps = 2\n'
+    return changed(named, f'[system]\nkind = "composed"\n{lines}\n{phases}', says=says)
+
+
 def hyperparameters(lines: str, says: str = "") -> Hostile:
     return changed("lr = 2e-3", f"lr = 2e-3\n{lines}", says=says)
 
@@ -307,6 +315,31 @@ SIZES = {
     ),
     "a picture of a million million million values": layers(
         'input = [1, 1_000_000_000, 1_000_000_000]\nlayers = [{ kind = "flatten" }]', says="models.other"
+    ),
+    "values that need each other": composed(
+        "values.v150 = 'image'\n" + "".join(f"values.v{n} = 'v{n + 1} + 1'\n" for n in range(150)),
+        '"mean(discriminator(v0))"',
+        says="more than 100 of them",
+    ),
+    "expressions without end": composed(
+        "".join(f"values.v{n} = 'image'\n" for n in range(9_000)), says="more expressions than"
+    ),
+    "phases without end": composed(
+        "values.v = 'image'\n"
+        + "[[system.phases]]\nupdates = ['generator']\nlosses = { own = 'mean(v)' }\n" * 1_000,
+        says="more expressions than",
+    ),
+    "an expression of signs": composed("", f'"mean({"-" * 1_900}image)"', says="levels deep"),
+    "an expression of brackets": composed("", f'"mean({"(" * 900}image{")" * 900})"', says="no expression"),
+    "an expression of 300 kB": composed("", f'"mean({"image + " * 40_000}image)"', says="more expressions than"),
+    "numbers to the power of each other": composed(
+        "", f'"mean(image) * {"**".join(["9"] * 9)}"', says="no number"
+    ),
+    "an attribute in an expression": composed("", '"image.__class__"', says="alone"),
+    "a function of Python's in an expression": composed("", '"eval(image)"', says="no op and no model"),
+    "a lambda in an expression": composed("", '"(lambda: image)()"', says="called by its name"),
+    "samples beside their folder": composed(
+        "samples = { 'a/../../../evil' = 'image' }", says="as a file is named by it"
     ),
     "a kernel that fills memory": layers(
         'input = [1, 9, 9]\nlayers = [{ kind = "conv", out = 9, kernel = 4_000_000, padding = 2_000_000 }]'

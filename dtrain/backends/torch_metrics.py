@@ -169,9 +169,9 @@ class AUROC(Metric):
     def _above(scores: Tensor, positive: Tensor) -> Tensor:
         """In how many pairs of a positive and a negative the positive scores more; a tie is half a pair."""
         _, place, ties = torch.unique(scores, return_inverse=True, return_counts=True)
-        rank = ties.cumsum(0) - (ties - 1) / 2.0  # of each value, counted from 1; the mean among ties
+        rank = ties.cumsum(0) - (ties.double() - 1) / 2  # of each value, counted from 1; the mean among ties
         count = positive.sum().double()
-        pairs: Tensor = rank.double()[place][positive].sum() - count * (count + 1) / 2
+        pairs: Tensor = rank[place][positive].sum() - count * (count + 1) / 2
         return pairs
 
 
@@ -224,7 +224,7 @@ class PSNR(SquaredError):
         self.range = range
 
     def compute(self) -> Tensor:
-        return 10 * (self.range**2 * self.count / self.total).log10()
+        return 10 * (self.range**2 / (self.total / self.count)).log10()
 
 
 class Frechet(Summing):

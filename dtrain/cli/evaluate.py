@@ -11,6 +11,7 @@ import click
 from dtrain.cli.arguments import overrides as overrides_argument
 from dtrain.cli.arguments import trust as trust_option
 from dtrain.errors import CheckpointError
+from dtrain.format.checkpoints import checkpoints_in, step_of
 
 if TYPE_CHECKING:
     from dtrain.recipe.document import Document
@@ -69,15 +70,14 @@ def chosen(path: Path, *, best: bool) -> Path:
         if best:
             raise CheckpointError(f"{path} is a checkpoint; --best is for a run")
         return path
-    checkpoints = path / "checkpoints"
-    inside = sorted(checkpoints.glob("step-*")) if checkpoints.is_dir() else []
+    inside = checkpoints_in(path)
     if not inside:
         raise CheckpointError(f"{path} is neither a checkpoint nor a run that has one")
     if not best:
         return inside[-1]
     try:
         step, _ = json.loads((inside[-1] / STATE).read_bytes())["best"]["at"]
-        (found,) = [each for each in inside if int(each.name.removeprefix("step-")) == step]
+        (found,) = [each for each in inside if step_of(each) == step]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         said = "has no best checkpoint; its recipe would say by which metric: checkpoint.best"
         raise CheckpointError(f"{path} {said}") from None

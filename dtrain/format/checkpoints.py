@@ -64,6 +64,8 @@ def _read(path: Path, only: tuple[str, ...] | None) -> Checkpoint:
         recipe = (path / RECIPE).read_text(encoding="utf-8")
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path / STATE} is not one of dtrain's: it holds no table")
     return Checkpoint(path, manifest, state, recipe)
 
 

@@ -1,5 +1,6 @@
 """A system written down in the recipe: phases, values and losses as expressions, without Python."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from functools import cached_property
@@ -11,12 +12,16 @@ from dtrain.spec.losses import Expression, Term, Terms, terms
 from dtrain.spec.models import Model
 from dtrain.spec.schedules import Constant
 from dtrain.spec.table import AtLeastOne, Frozen, Positive, Table, Wrong, empty, kind, table
+from dtrain.spec.words import dotted
 from dtrain.systems.base import Array, Batch, Evaluation, Loss, Mode, Models, Ops, Phase, Predicted, System
 from dtrain.systems.expressions import ExpressionError, Read, Scope
 from dtrain.systems.functions import Body, Keyed, unfit_names, unknown_model
 from dtrain.systems.shapes import Examples, Shaped
 
 Fields = Mapping[str, Shaped] | None
+MOST = 100_000  # characters of expressions that are read, those of values once for each phase
+AN_EXPRESSION = 40  # characters that one more expression is worth
+FILE = re.compile(r"[\w-]+")  # the name of pictures, which a file has
 
 
 @table
@@ -71,6 +76,26 @@ class Composed(System):
     samples_: Frozen[Expression] = field(default_factory=empty)  # pictures worth looking at, by name
 
     models: ClassVar[Mapping[str, Model]] = MappingProxyType({})  # of the recipe, once it is `joined`
+
+    def __post_init__(self) -> None:
+        if self.effort > MOST:
+            said = f"has more expressions than can be read in a moment: {self.effort:,} characters"
+            raise ValueError(f"{said}, those of values for each phase; {MOST:,} would do")
+        for name in self.samples_:
+            if not FILE.fullmatch(name):
+                said = "letters, digits, underscores and dashes would do, as a file is named by it"
+                raise Wrong(dotted(("samples", name)), said, is_key=True)
+
+    @property
+    def effort(self) -> int:
+        """How much there is to be read: characters, those of values as often as they are."""
+        own = [each for phase in self.phases_ for each in _texts(phase)]
+        rest = [*self.evaluate_.values(), *self.samples_.values()]
+        often, once = (
+            sum(len(text) + AN_EXPRESSION for text in texts)
+            for texts in (self.values.values(), (*own, *rest))
+        )
+        return (often + AN_EXPRESSION) * (len(self.phases_) + 1) + once
 
     def joined(self, models: Mapping[str, Model]) -> "Composed":
         made = replace(self)
@@ -276,6 +301,12 @@ class Composed(System):
                 yield Wrong(f"models.{name}", "no expression calls this model", is_key=True)
             elif getattr(model, "losses", None) and name not in updated:
                 yield Wrong(f"models.{name}.losses", "no phase updates this model", is_key=True)
+
+
+def _texts(phase: PhaseTable) -> Iterator[str]:
+    """The expressions of a phase."""
+    yield from (*phase.prepare.values(), *phase.values.values(), *phase.logs.values())
+    yield from (term.of for term in terms(phase.losses).values())
 
 
 def mean(found: Read) -> str:

@@ -9,8 +9,9 @@ import ast
 import inspect
 import math
 import operator
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from dtrain.spec.layers import ImportedLayer
@@ -74,11 +75,13 @@ def read(text: str, scope: Scope, at: str) -> Read:
     return Read(code, value, tuple(reader.names), tuple(reader.models), reader.counts)
 
 
-def names_in(text: str, at: str) -> set[str]:
+@lru_cache(maxsize=1_000)
+def names_in(text: str, at: str) -> Set[str]:
     """Every name in an expression, of whatever it may be."""
-    return {node.id for node in ast.walk(_parsed(text, at)[0]) if isinstance(node, ast.Name)}
+    return frozenset(node.id for node in ast.walk(_parsed(text, at)[0]) if isinstance(node, ast.Name))
 
 
+@lru_cache(maxsize=1_000)  # as long as it is tried which number would mend a recipe
 def _parsed(text: str, at: str) -> tuple[ast.expr, int]:
     """The tree of an expression, and how many characters stand before it."""
     if len(text) > LONGEST:

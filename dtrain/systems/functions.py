@@ -2,7 +2,7 @@
 
 import keyword
 import linecache
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from dtrain.spec.table import Wrong
@@ -11,6 +11,7 @@ from dtrain.systems.expressions import ExpressionError, Read, Scope, names_in, r
 from dtrain.systems.shapes import Shaped
 from dtrain.systems.signatures import ops_by_name
 
+DEEPEST = 100  # values that need each other
 Keyed = Mapping[str, tuple[str, str]]  # name -> an expression, and the key under which it stands
 
 
@@ -23,6 +24,7 @@ class Body:
     def __init__(self, scope: Scope, values: Keyed):
         self.models, self.fields = scope.models, scope.fields
         self.values = values
+        self._places = {name: place for place, name in enumerate(values)}
         self.known: dict[str, Any] = {}  # values that are computed
         self.lines: list[str] = []
         self.mistakes: list[ValueError] = []
@@ -34,11 +36,10 @@ class Body:
     def add(self, text: str, key: str) -> Read:
         """Understand an expression; what is wrong is noted, and what it gives is then unknown."""
         try:
-            needed = self._needed(names_in(text, key))
-            for name in self.values:  # in the order in which they are written, and so are their draws
-                if name in needed:
-                    self._compute(name, text, key)
-            found = read(text, Scope(self.models, self.known, self.fields, list(self.values)), key)
+            needed = self._needed(names_in(text, key)) & self._places.keys()
+            for name in sorted(needed, key=self._places.__getitem__):  # as they are written, so they draw
+                self._compute(name, text, key)
+            found = read(text, Scope(self.models, self.known, self.fields, self.values), key)
         except ExpressionError as error:
             self.mistakes.append(error)
             return Read("None", Shaped(), (), ())
@@ -47,12 +48,12 @@ class Body:
         self.read_fields |= dict.fromkeys(name for name in found.names if name not in self.known)
         return found
 
-    def _needed(self, names: set[str]) -> set[str]:
-        """The values among names, and those that these are computed from."""
+    def _needed(self, names: Set[str]) -> set[str]:
+        """The values among names that are not there yet, and those that these are computed from."""
         found: set[str] = set()
-        while more := (names & self.values.keys()) - found:
+        while more := (names & self.values.keys()) - found - self.known.keys():
             found |= more
-            names = set().union(*(_names_if_any(*self.values[name]) for name in more))
+            names = set[str]().union(*(_names_if_any(*self.values[name]) for name in more))
         return found
 
     def one(self, text: str, key: str) -> Read:
@@ -70,6 +71,9 @@ class Body:
         if name in self._open:
             circle = " -> ".join([*self._open[self._open.index(name) :], name])
             raise ExpressionError(key, f"goes round in a circle: {circle}", within=_where(name, text))
+        if len(self._open) == DEEPEST:
+            said = f"needs a value, which needs another, and so on: more than {DEEPEST} of them"
+            raise ExpressionError(key, said, within=_where(name, text))
         self._open.append(name)
         of, at = self.values[name]
         found = self.add(of, at)
@@ -97,7 +101,7 @@ def made(code: str, name: str, names: Mapping[str, Any]) -> Callable[..., Any]:
     return function
 
 
-def _names_if_any(text: str, key: str) -> set[str]:
+def _names_if_any(text: str, key: str) -> Set[str]:
     """The names in an expression; none in what is no expression, which is said when it is read."""
     try:
         return names_in(text, key)
