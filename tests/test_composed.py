@@ -154,6 +154,14 @@ def test_a_model_whose_losses_nobody_asks_for_is_a_mistake(folder: Path) -> None
     assert "the gan has losses of its own" in error.message
 
 
+def test_a_model_that_no_gradient_reaches_is_a_mistake(folder: Path) -> None:
+    text = RECIPE.replace('fooled = "softplus(-discriminator(made))"', 'fooled = "mse(detach(made), image)"')
+    text = text.replace('losses.close = "mse(made, image)"', 'losses.close = "discriminator(detach(made))"')
+    (error,) = mistakes_of(folder, text)
+    assert error.key == "system.phases[1].updates[0]"
+    assert "no gradient of this phase's losses reaches generator" in error.message
+
+
 def test_a_model_that_no_expression_calls_is_a_mistake(folder: Path) -> None:
     text = RECIPE + '\n[models.idle]\ninput = [1]\nlayers = [{ kind = "linear", out = 1 }]\n'
     (error,) = mistakes_of(folder, text)

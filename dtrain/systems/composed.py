@@ -278,7 +278,7 @@ class Composed(System):
             if not isinstance(body.one(each.term.of, each.key).value, Shaped) and not body.mistakes:
                 within = (0, len(each.term.of))
                 found.append(ExpressionError(each.key, "is a number, and depends on nothing", within=within))
-        called = set(body.called)
+        reached = set(body.reached)
         for _, (text, key) in _keyed(phase.logs, f"{at}.logs", ""):
             body.one(text, key)
         if phase.items is not None:
@@ -288,8 +288,8 @@ class Composed(System):
         if not found and fields is not None:
             found += _unused(own, [first, body])
             for place, name in enumerate(phase.updates):
-                if name not in called:
-                    said = f"no loss of this phase calls {name}, so nothing trains it"
+                if name not in reached:
+                    said = f"no gradient of this phase's losses reaches {name}, so nothing trains it"
                     found.append(Wrong(f"{at}.updates[{place}]", said))
         return found
 

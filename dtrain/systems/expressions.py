@@ -26,6 +26,8 @@ from dtrain.systems.signatures import ops_by_name, usage
 LONGEST, DEEPEST = 2_000, 60  # characters of an expression; calls and operators within each other
 LARGEST = 10**15  # of a number that arithmetic on numbers gives
 CONSTANTS = {"pi": math.pi}
+# Ops through which no gradient flows back.
+STOPS = ("detach", "argmax", "categorical", "fgsm", "pgd", "one_hot", "positions", "eye", "sign", "floor")
 PER_EXAMPLE = ("normal", "uniform", "bernoulli")  # ops whose shape begins with the number of examples
 OPERATORS: Mapping[type, tuple[str, Callable[[Any, Any], Any]]] = {
     ast.Add: ("+", operator.add),
@@ -65,6 +67,7 @@ class Read:
     names: Collection[str]  # of fields and values
     models: Collection[str]
     counts: bool = False  # whether it needs `n`, the number of examples
+    reaches: Collection[str] = ()  # the models, fields and values that a gradient flows back to
 
 
 def read(text: str, scope: Scope, at: str) -> Read:
@@ -72,7 +75,7 @@ def read(text: str, scope: Scope, at: str) -> Read:
     tree, begin = _parsed(text, at)
     reader = _Reader(text, begin, scope, at)
     value, code = reader.read(tree)
-    return Read(code, value, tuple(reader.names), tuple(reader.models), reader.counts)
+    return Read(code, value, tuple(reader.names), tuple(reader.models), reader.counts, reader.reaches)
 
 
 @lru_cache(maxsize=1_000)
@@ -107,6 +110,8 @@ class _Reader:
         self.text, self.begin, self.scope, self.at = text, begin, scope, at
         self.names: dict[str, None] = {}
         self.models: dict[str, None] = {}
+        self.reaches: set[str] = set()
+        self.stopped = 0  # how many ops around a node stop gradients
         self.counts = False
         self.depth = 0
         self.shapes = ShapeOps()
@@ -173,6 +178,7 @@ class _Reader:
     def _name(self, node: ast.Name) -> tuple[Value, str]:
         name, scope = node.id, self.scope
         if name in scope.values:
+            self._reach(name)
             self.names[name] = None
             return scope.values[name], f"v_{name}"
         if name in scope.models:
@@ -188,6 +194,11 @@ class _Reader:
                         nearest(name, scope.names()))  # fmt: skip
         self.names[name] = None
         return (Shaped() if scope.fields is None else scope.fields[name]), f"f_{name}"
+
+    def _reach(self, name: str) -> None:
+        """Note that a gradient flows back to a value or a model, unless an op around it stops it."""
+        if not self.stopped:
+            self.reaches.add(name)
 
     def _signed(self, node: ast.UnaryOp) -> tuple[Value, str]:
         value, code = self.array(node.operand)
@@ -254,6 +265,7 @@ class _Reader:
 
     def _model(self, node: ast.Call, name: str) -> tuple[Value, str]:
         self.models[name] = None
+        self._reach(name)
         if len(node.args) != 1 or node.keywords or isinstance(node.args[0], ast.Starred):
             self.refuse(node, f"a model takes one array, as in {name}(image)")
         value, code = self.array(node.args[0])
@@ -297,7 +309,9 @@ class _Reader:
             bound = signature.bind(*node.args, **{str(key): value for key, value in named.items()})
         except TypeError:
             self.refuse(node, f"{name} takes other arguments: {name}({usage(name)})")
+        self.stopped += name in STOPS
         values, codes = self._arguments(node, name, signature, bound)
+        self.stopped -= name in STOPS
         shape = Examples() if name in PER_EXAMPLE else None
         found = self._fit(node, lambda: self._shaped(name, values, bound, shape))
         return found, f"ops.{name}({', '.join(codes)})"
@@ -378,6 +392,7 @@ class _Reader:
         """The function whose slope is taken: a model, or an expression of the name in the second place."""
         if isinstance(node, ast.Name) and node.id in self.scope.models and node.id not in self.scope.values:
             self.models[node.id] = None
+            self._reach(node.id)
             return (lambda value: self.through(node.id, value)), f"models.{node.id}"
         if not isinstance(x, ast.Name):
             self.refuse(x or call, f"the second argument of {op} is a name, and the first is written with it")

@@ -29,8 +29,11 @@ class Body:
         self.lines: list[str] = []
         self.mistakes: list[ValueError] = []
         self.called: dict[str, None] = {}  # models
+        self.reached: set[str] = set()  # models that a gradient flows back to, from what was added
+        self._reached_by: dict[str, set[str]] = {}  # the same from each value
         self.read_fields: dict[str, None] = {}
         self.counts = False
+        self._now: set[str] = set()  # models that the expression read last reaches
         self._open: list[str] = []  # values being computed, the one that needs the next before it
 
     def add(self, text: str, key: str) -> Read:
@@ -45,6 +48,9 @@ class Body:
             return Read("None", Shaped(), (), ())
         self.counts |= found.counts
         self.called |= dict.fromkeys(found.models)
+        self._now = {name for name in found.reaches if name in self.models and name not in self.known}
+        self._now |= set().union(*(self._reached_by.get(name, set()) for name in found.reaches))
+        self.reached |= self._now if not self._open else set()
         self.read_fields |= dict.fromkeys(name for name in found.names if name not in self.known)
         return found
 
@@ -76,7 +82,9 @@ class Body:
             raise ExpressionError(key, said, within=_where(name, text))
         self._open.append(name)
         of, at = self.values[name]
+        self._now = set()
         found = self.add(of, at)
+        self._reached_by[name] = self._now
         self._open.pop()
         self.known[name] = found.value
         self.lines.append(f"v_{name} = {found.code}")
