@@ -79,7 +79,8 @@ class Tracer:
         with torch.no_grad(), self._training(()), recorder.following():
             shown = self.system.evaluate(models, self.batch, self._ops(recorder))
         results = _values(shown.terms if isinstance(shown, Evaluation) else shown, recorder)
-        flow = Flow((), tuple(self.recipe.averages), tuple(recorder.values), fields, results, {})
+        averaged = tuple(name for name, average in self.recipe.averages.items() if average.evaluate)
+        flow = Flow((), averaged, tuple(recorder.values), fields, results, {})
         name_values(flow)
         return flow
 
