@@ -127,7 +127,7 @@ def test_what_was_trained_can_be_loaded_without_its_teacher(student: Path) -> No
 
 def test_a_checkpoint_that_is_missing_says_what_makes_one(student: Path) -> None:
     shutil.rmtree(student.parent / "runs/tiny-classifier")
-    (student.parent / "tiny-classifier.toml").touch()
+    (student.parent / "tiny-classifier.toml").write_text('name = "tiny-classifier"\n')
     (error,) = mistakes_of(student)
     assert error.key == "models.teacher.path"
     assert "does not exist; `dtrain run " in error.message

@@ -86,7 +86,7 @@ def _found(document: Document, place: Place, source: WeightsFrom) -> Checkpoint 
 def _command(path: Path, folder: Path) -> str:
     """What makes the checkpoints that are missing."""
     for recipe in (folder / f"{path.name}.toml", folder.parent / f"{path.name}.toml"):
-        if recipe.is_file() and f'\nname = "{path.name}"\n' in recipe.read_text(encoding="utf-8"):
+        if recipe.is_file() and f'name = "{path.name}"' in recipe.read_text(encoding="utf-8").splitlines():
             return f"`dtrain run {os.path.relpath(recipe)} --runs {os.path.relpath(path.parent)}` makes one"
     return f"`dtrain run` of a recipe whose name is {path.name} makes one, with --runs {path.parent}"
 
