@@ -31,7 +31,8 @@ class PhaseTable(Table):
     updates: Annotated[tuple[str, ...], AtLeastOne()]  # the models that it trains; all others are frozen
     # what replaces fields of the batch, or adds to them, computed first and with every model frozen: attacks
     prepare: Frozen[Expression] = field(default_factory=empty)
-    values: Frozen[Expression] = field(default_factory=empty)  # by name, for the losses
+    # by name, for the losses: computed before them, each once, in the order in which they are written
+    values: Frozen[Expression] = field(default_factory=empty)
     losses: Terms = field(default_factory=empty)  # by name; besides those of the models
     logs: Frozen[Expression] = field(default_factory=empty)  # what else is worth a curve
     items: Expression | None = (

@@ -19,6 +19,14 @@ TRANSLATOR: Table = {
 }
 NAMES = ("a_to_b", "b_to_a", "discriminator_a", "discriminator_b")
 MODELS = dict(zip(NAMES, [TRANSLATOR] * 2 + [DISCRIMINATOR] * 2, strict=True))
+
+
+def judged(domain: str, real: str) -> str:
+    """The loss of one discriminator."""
+    verdict = f"discriminator_{domain}"
+    return f"mean(({verdict}({real}) - 1) ** 2) / 2 + mean({verdict}(detach(made_{domain})) ** 2) / 2"
+
+
 FOOLED = "mean((discriminator_a(made_a) - 1) ** 2) + mean((discriminator_b(made_b) - 1) ** 2)"
 COMPOSED: Table = {
     "kind": "composed",
@@ -26,14 +34,8 @@ COMPOSED: Table = {
     "phases": [
         {
             "updates": ["discriminator_a", "discriminator_b"],
-            "values": {
-                "judged_a": "mean((discriminator_a(image) - 1) ** 2)",
-                "judged_b": "mean((discriminator_b(other) - 1) ** 2)",
-            },
-            "losses": {
-                "a": "judged_a / 2 + mean(discriminator_a(detach(made_a)) ** 2) / 2",
-                "b": "judged_b / 2 + mean(discriminator_b(detach(made_b)) ** 2) / 2",
-            },
+            # Not as values, which are all computed, and draw, before the losses: the loop goes by model.
+            "losses": {"a": judged("a", "image"), "b": judged("b", "other")},
         },
         {
             "updates": ["a_to_b", "b_to_a"],
