@@ -97,6 +97,8 @@ MISTAKES = [  # what stands in the recipe, what instead with ^ before the mistak
     ("losses.real =", "losses.^loss =", '"loss" is the sum of all losses'),
     ('updates = ["generator"]', 'updates = [^"generatr"]', 'no model "generatr"'),
     ('updates = ["generator"]', 'updates = ["generator", ^"generator"]', "stands there twice"),
+    ("logs.far", "logs.^real", "a loss is logged by this name"),
+    ("logs.far", "logs.^loss", "a loss is logged by this name"),
     ("logs.far", "^log.far", 'did you mean "logs"?'),
     ('loss = "discriminator(made)"', 'loss = "discriminator(^mad)"', 'did you mean "made"?'),
     ('made = "made"', 'made = "^mde"', 'did you mean "made"?'),
@@ -224,6 +226,17 @@ def test_a_schedule_moves_the_weight_of_a_loss(step: int, factor: float) -> None
     phase = phase_of({"of": "model(x)", "weight": 4, "schedule": {"kind": "linear"}})
     loss = call(phase, step=step)
     assert float(loss.value) == pytest.approx(4 * factor * float(loss.terms["only"]))
+
+
+def test_no_loss_takes_the_place_of_another_of_its_name() -> None:
+    losses = {"x": "model(x) * 1", "model_x": "model(x) * 10"}
+    table = {"kind": "composed", "phases": [{"updates": ["model"], "losses": losses}]}
+    system: Composed = decoded(AnySystem, table)
+    own = SimpleNamespace(losses={"x": "model(x) * 100"})
+    (phase,) = system.joined({"model": own}).phases()  # type: ignore[dict-item]
+    loss = call(phase)
+    assert list(loss.terms) == ["x", "model_x", "model_model_x"]
+    assert float(loss.value) == pytest.approx(111 * float((torch.arange(6.0) ** 2).mean()))
 
 
 def test_items_are_what_a_loss_is_a_mean_over() -> None:

@@ -18,7 +18,7 @@ from dtrain.systems.composed import Composed
 Models = Mapping[str, Model]
 Problems = Callable[[Models, Any], Sequence[RecipeError]]  # of models and a system
 Change = tuple[Sequence[Place], Any, Any]  # where, what is there, and what would do
-EXPRESSION = 200  # layers that could be looked at while an expression is
+CHARACTER = 2  # layers that could be looked at while a character of an expression is
 EFFORT = 60_000  # layers that are looked at for all problems, which takes about half a second
 
 
@@ -33,7 +33,7 @@ def mended(models: Models, system: Any, problems: Problems, document: Document) 
         return []
     size = sum(count(model.layers) for model in models.values() if isinstance(model, ModelSpec))
     if isinstance(system, Composed):
-        size += EXPRESSION * system.expression_count()
+        size += CHARACTER * system.effort
     tries = EFFORT // (size + 10) // len(found)
     return [
         error

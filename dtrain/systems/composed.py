@@ -35,9 +35,8 @@ class PhaseTable(Table):
     values: Frozen[Expression] = field(default_factory=empty)
     losses: Terms = field(default_factory=empty)  # by name; besides those of the models
     logs: Frozen[Expression] = field(default_factory=empty)  # what else is worth a curve
-    items: Expression | None = (
-        None  # how many items the loss is a mean over; as for the whole system if left out
-    )
+    # how many items the loss is a mean over; as for the whole system if left out
+    items: Expression | None = None
     repeat: Positive = 1  # updates in a step, each on fresh data
     every: Positive = 1  # only on steps divisible by it, counted from 0
 
@@ -116,11 +115,6 @@ class Composed(System):
     @property
     def predicts(self) -> bool:
         return self.predict_ is not None
-
-    def expression_count(self) -> int:
-        """How many expressions are read to check it, those of models left out."""
-        of_phases = sum(len(p.prepare) + len(p.values) + len(p.losses) + len(p.logs) for p in self.phases_)
-        return of_phases + len(self.phases_) * len(self.values) + len(self.evaluate_) + len(self.samples_)
 
     def check(self, models: Mapping[str, Model]) -> Iterator[ValueError]:
         yield from self._mistakes(models, None)
@@ -224,7 +218,9 @@ class Composed(System):
         for home, prefix, given in homes:
             for name, term in terms(given).items():
                 key = f"{home}.{name}" if isinstance(given[name], str) else f"{home}.{name}.of"
-                called = name if name not in found else f"{prefix}{name}"
+                called = name
+                while called in found:  # or one loss would take the other's place
+                    called = f"{prefix}{called}"
                 found[called] = Weighed(called, term, key)
         return list(found.values())
 
@@ -280,7 +276,10 @@ class Composed(System):
                 within = (0, len(each.term.of))
                 found.append(ExpressionError(each.key, "is a number, and depends on nothing", within=within))
         reached = set(body.reached)
-        for _, (text, key) in _keyed(phase.logs, f"{at}.logs", ""):
+        taken = {"loss", *(each.name for each in weighed)}
+        for name, (text, key) in _keyed(phase.logs, f"{at}.logs", ""):
+            if name in taken:
+                found.append(Wrong(key, "a loss is logged by this name; another would do", is_key=True))
             body.one(text, key)
         if phase.items is not None:
             body.one(phase.items, f"{at}.items")

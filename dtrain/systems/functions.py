@@ -18,7 +18,8 @@ Keyed = Mapping[str, tuple[str, str]]  # name -> an expression, and the key unde
 class Body:
     """The lines of a function of (models, batch, ops), and every mistake in the expressions that go into it.
 
-    A value is computed where the first expression needs it, and once.
+    The values that an expression needs are computed before it, each once, in the order in which they are
+    written.
     """
 
     def __init__(self, scope: Scope, values: Keyed):
