@@ -4,6 +4,7 @@ Observers read them and cannot change training. Every rank's loop yields the sam
 only rank 0 has observers.
 """
 
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,5 +69,14 @@ class Finished:
     early: str = ""  # why it ended before its last step
 
 
-Event = Started | Stepped | Evaluated | Sampled | Saved | Finished
+@dataclass(frozen=True)
+class Stopped:
+    """A signal asked the run to end before its last step: it is saved at `path`, and can be carried on."""
+
+    step: int
+    path: Path
+    signal: signal.Signals
+
+
+Event = Started | Stepped | Evaluated | Sampled | Saved | Finished | Stopped
 Observer = Callable[[Event], None]

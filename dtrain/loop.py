@@ -1,8 +1,9 @@
 """The loop. It yields what happens; whoever wants to watch iterates."""
 
 import itertools
+import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from dtrain.backends.torch_schedules import Settings
@@ -10,21 +11,23 @@ from dtrain.checkpoint.write import keep, write
 from dtrain.diverged import check, count, turn_of
 from dtrain.engines.base import Measured, Update
 from dtrain.evaluation import evaluate
-from dtrain.events import Evaluated, Event, Finished, Saved, Started, Stepped
+from dtrain.events import Evaluated, Event, Finished, Saved, Started, Stepped, Stopped
 from dtrain.recipe.write import to_toml
 from dtrain.run import Run
 from dtrain.sampling import sample
 from dtrain.spec.averages import StochasticAverage
+from dtrain.stopping import nobody
 from dtrain.systems.base import Phase, distinct, updates_before
 
 LOOK = 100  # steps, after which at the latest it is looked whether all numbers are finite
 
 
-def train(run: Run) -> Iterator[Event]:
+def train(run: Run, stopping: Callable[[], signal.Signals | None] = nobody) -> Iterator[Event]:
     """Run until the recipe's last step. A step is one pass over the system's phases.
 
-    Raises DivergedError where a loss or a gradient is not finite, naming the first step at which it was so,
-    CheckpointError where a checkpoint cannot be written; what was saved before stays.
+    `stopping` is asked after each step, and says the same on all ranks: the signal for which to save and end
+    early; None to go on. Raises DivergedError where a loss or a gradient is not finite, naming the first step
+    at which it was so, CheckpointError where a checkpoint cannot be written; what was saved before stays.
     """
     phases, every = run.system.phases(), run.recipe.every
     labels = distinct(phase.label for phase in phases)
@@ -55,6 +58,8 @@ def train(run: Run) -> Iterator[Event]:
             clock.rates |= {name: each["lr"] for name, each in settings.items()}
         run.engine.stepped(run.step)
         run.step = done
+        asked = None if is_last else stopping()
+        saves = saves or asked is not None
         if logs or evaluates or samples or saves or done % LOOK == 0:
             check(run, weights=saves)
         yield Stepped(done, {**measure(run, measured), **clock.read()} if logs else {})
@@ -81,7 +86,11 @@ def train(run: Run) -> Iterator[Event]:
             yield from sample(run)
         if saves:
             refresh(run)
-            yield Saved(done, save(run))
+            path = save(run)
+            yield Saved(done, path)
+            if asked is not None and not is_last:
+                yield Stopped(done, path, asked)
+                return
         if evaluates or samples or saves:
             clock.restart()
     yield Finished(run.step, run.skipped, run.best.why_stale)

@@ -248,8 +248,10 @@ def test_an_interrupted_run_says_so_and_carries_on(gan: Path, tmp_path: Path) ->
         time.sleep(0.001)
     os.kill(life.process.pid or 0, signal.SIGINT)
     assert life.end() == 130, life.said
-    assert (
-        life.said.lstrip() == "dtrain: interrupted; the same command carries on from the newest checkpoint\n"
+    asked, stopped = life.said.strip().splitlines()
+    assert asked == "dtrain: SIGINT: stops after this step and saves; once more ends at once"
+    assert re.fullmatch(
+        r"dtrain: stopped by SIGINT at step \d+; saved \S+; the same command carries on", stopped
     )
     again = start(*command, log=tmp_path / "again")
     assert again.end() == 0, again.said

@@ -8,6 +8,7 @@ import click
 
 from dtrain.cli.check import check
 from dtrain.cli.diff import diff
+from dtrain.cli.ending import DEFECT, INTERRUPTED, MISTAKE, complain
 from dtrain.cli.evaluate import evaluate
 from dtrain.cli.explain import explain
 from dtrain.cli.mistakes import as_text
@@ -16,10 +17,6 @@ from dtrain.cli.run import run
 from dtrain.cli.schema import schema
 from dtrain.cli.show import show
 from dtrain.errors import DtrainError, RecipeError, RecipeErrors
-from dtrain.spec.words import visible
-
-LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
-DEFECT, MISTAKE, INTERRUPTED = 1, 2, 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -49,7 +46,7 @@ def main(arguments: list[str]) -> int:
 def carry_out(arguments: list[str]) -> int:
     """Call the command and turn what it raises into words and an exit status."""
     try:
-        code = int(app(arguments or ["--help"], prog_name="dtrain", standalone_mode=False) or 0)
+        return int(app(arguments or ["--help"], prog_name="dtrain", standalone_mode=False) or 0)
     except RecipeErrors as mistakes:
         complain(as_text(mistakes, with_lines=sys.stderr.isatty()), name="")
         return MISTAKE
@@ -64,18 +61,8 @@ def carry_out(arguments: list[str]) -> int:
         complain(said if said.endswith("?") else f"{said.rstrip('.')}; dtrain --help says what there is")
         return MISTAKE
     except (KeyboardInterrupt, click.Abort):
-        code = INTERRUPTED
+        complain("interrupted; the same command carries on from the newest checkpoint")
+        return INTERRUPTED
     except Exception:  # ours to mend; the other ranks wait until this one has ended
         traceback.print_exc()
         return DEFECT
-    if code == INTERRUPTED:
-        complain("interrupted; the same command carries on from the newest checkpoint")
-    return code
-
-
-def complain(message: str, *, name: str = "dtrain: ", is_shared: bool = True) -> None:
-    """Say a mistake on stderr; one that all ranks share is said once on each machine."""
-    if next((os.environ[name] for name in LOCAL_RANKS if name in os.environ), "0") == "0":
-        print(f"{name}{visible(message)}", file=sys.stderr, flush=True)
-    elif not is_shared:
-        print(f"{name}rank {os.environ.get('RANK')}: {visible(message)}", file=sys.stderr, flush=True)

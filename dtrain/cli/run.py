@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from dtrain.cli.arguments import a_recipe
+from dtrain.cli.ending import INTERRUPTED, STOPPED, complain
 from dtrain.errors import DivergedError, DtrainError
+from dtrain.events import Stopped
 
 if TYPE_CHECKING:
     from dtrain.evaluation import Best
@@ -36,10 +39,12 @@ def run(
     fresh: bool,
     resume: Path | None,
     runs: Path,
-) -> None:
+) -> int:
     """Train a recipe.
 
-    A run of the same recipe that was cut off carries on from its newest checkpoint.
+    A run of the same recipe that was cut off carries on from its newest checkpoint. SIGTERM, SIGINT, SIGHUP
+    and SIGUSR1 end a run after its step and save it: the status is then 75 (130 for SIGINT), which says to
+    start the same command again.
     """
     from dtrain.engines.launcher import contradictions
     from dtrain.engines.world import read_world, tie_to_launcher
@@ -67,19 +72,26 @@ def run(
 
     from dtrain.loop import train
     from dtrain.run import setup, watch
+    from dtrain.stopping import Agreement, Signals
 
     with setup(loaded, runs=runs, fresh=fresh, resume=resume, world=world, trust=document.trust) as ready:
         if ready.engine.rank == 0 and ready.place.checkpoint is not None:
             print(f"carrying on from {_short(ready.place.checkpoint)}", flush=True)
-        with watch(ready) as observe:
+        with watch(ready) as observe, Signals(complain) as signals:
             try:
-                for event in train(ready):
+                for event in train(ready, Agreement(signals, ready.engine.world)):
                     observe(event)
             except DivergedError as error:
                 command = to_see_again(recipe, overrides, set_files, untrusted, trust, runs, error.checkpoint)
                 raise DivergedError(f"{error}\n  to see it again: {command}", error.checkpoint) from None
-        if ready.engine.rank == 0:
+        if ready.engine.rank == 0 and not isinstance(event, Stopped):
             _summarise(ready.folder, ready.best, uses_wandb="wandb" in loaded.track.kinds)
+    if not isinstance(event, Stopped):
+        return 0
+    anew = " without --fresh" if fresh else "" if resume is None else " without --resume"
+    stopped = f"stopped by {event.signal.name} at step {event.step}; saved {_short(event.path)}"
+    complain(f"{stopped}; the same command{anew} carries on")
+    return INTERRUPTED if event.signal == signal.SIGINT else STOPPED
 
 
 def to_see_again(

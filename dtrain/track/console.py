@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtrain.events import Evaluated, Event, Finished, Observer, Sampled, Saved, Started, Stepped
+from dtrain.events import Evaluated, Event, Finished, Observer, Sampled, Saved, Started, Stepped, Stopped
 from dtrain.spec.words import visible
 from dtrain.track.base import RunInfo
 
@@ -149,6 +149,8 @@ def _parts(event: Event, run: RunInfo, pace: _Pace) -> Iterator[str]:
             yield from (f"{name} in {_inside(run.folder, path)}" for name, path in files.items())
         case Saved(path=path):
             yield f"saved {_inside(run.folder, path)}"
+        case Stopped(signal=asked):
+            yield f"stopped by {asked.name}"
         case Finished(skipped=skipped, early=early):
             yield f"finished in {pace.elapsed()}" + (f": {early}" if early else "")
             if skipped:

@@ -1,0 +1,111 @@
+"""Signals that ask a run to end: it ends after a step that all ranks agree on, and is saved there.
+
+A scheduler that wants its machine back, a job near its time limit and a person at a terminal all say so by a
+signal, to one rank, to some or to all.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Thread
+from typing import Any
+
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+TWICE = 1.0  # seconds; what comes sooner is the same wish over another way, as from a launcher and its group
+SECONDS = 1.0  # between two looks at what the other ranks were asked
+MOST = 100  # steps between two looks, however short steps are: one that is slow may follow
+
+
+class Signals:
+    """The first signal that asked for the end; a second one ends the process at once. A `with` resource.
+
+    What was ignored before stays ignored, as SIGHUP under `nohup`. For the main thread alone.
+    """
+
+    def __init__(self, say: Callable[[str], None]):
+        self.first: signal.Signals | None = None
+        self._say, self._since = say, 0.0
+
+    def __enter__(self) -> "Signals":
+        caught = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+        # A handler in Python waits until the main thread is back from a collective, which may be never; what
+        # is written into this pipe a thread reads at once.
+        self._reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._pipe_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        self._before = {number: signal.signal(number, _leave_to_the_thread) for number in caught}
+        self._thread = Thread(target=self._listen, name="dtrain-signals", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._pipe_before)
+        os.close(self._writing)  # the thread reads the end of it
+        self._thread.join()
+        os.close(self._reading)
+
+    def _listen(self) -> None:
+        while numbers := os.read(self._reading, 64):
+            for number in numbers:
+                if number in self._before:
+                    self._take(signal.Signals(number))
+
+    def _take(self, number: signal.Signals) -> None:
+        if self.first is None:
+            self.first, self._since = number, time.monotonic()
+            self._say(f"{number.name}: stops after this step and saves; once more ends at once")
+        elif time.monotonic() - self._since > TWICE:
+            self._say(f"{number.name} once more: ended at once; the newest checkpoint is of an earlier step")
+            with suppress(OSError, ValueError):  # closed by whoever started us
+                sys.stdout.flush()
+            os._exit(128 + number)  # as a shell says it of a process that a signal ended
+
+
+def _leave_to_the_thread(number: int, frame: Any) -> None:
+    """Python calls a handler in the main thread; all that is done here is to have one."""
+
+
+class Agreement:
+    """Whether to stop after this step, the same on all ranks; every rank asks after every step.
+
+    One rank must not leave while another is in an update, which needs both. So they tell each other, once in
+    about a second: two numbers a rank, between the processors. In between nothing is exchanged.
+    """
+
+    def __init__(self, signals: Signals, world: int):
+        self._signals, self._world = signals, world
+        self._steps = self._left = 1  # of this look, and of them how many until the next
+        self._since = time.monotonic()
+
+    def __call__(self) -> signal.Signals | None:
+        """The signal for which all ranks stop now; None if they go on."""
+        if self._world == 1:
+            return self._signals.first
+        self._left -= 1
+        if self._left:
+            return None
+        found, self._left = self._look()
+        self._steps, self._since = self._left, time.monotonic()
+        return found
+
+    def _look(self) -> tuple[signal.Signals | None, int]:
+        """The first rank's signal, and after how many steps to look again, as rank 0 measures them."""
+        import torch
+        from torch import distributed
+
+        pace = self._steps / max(time.monotonic() - self._since, 1e-9)  # steps a second
+        own = torch.tensor([self._signals.first or 0, min(max(int(pace * SECONDS), 1), MOST)])
+        said = [torch.empty_like(own) for _ in range(self._world)]
+        distributed.all_gather(said, own)  # on the processor, by gloo: no device is waited for
+        numbers = [int(number) for number, _ in said]
+        first = next(filter(None, numbers), None)
+        return None if first is None else signal.Signals(first), int(said[0][1])
+
+
+def nobody() -> None:
+    """Who asks a run to stop where it is not tied to signals: for a run in a program of one's own."""
