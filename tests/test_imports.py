@@ -24,7 +24,7 @@ LAYERS = (
     {"backends"},
     {"recipe"},
     {"systems", "data"},
-    {"spec", "format"},
+    {"spec", "format", "launch"},
     {"errors"},
 )
 # Of no layer: the package and its program, and leaves, which import nothing of dtrain but errors.

@@ -11,6 +11,7 @@ from dtrain.cli.diff import diff
 from dtrain.cli.ending import DEFECT, INTERRUPTED, MISTAKE, complain
 from dtrain.cli.evaluate import evaluate
 from dtrain.cli.explain import explain
+from dtrain.cli.launch import launch
 from dtrain.cli.mistakes import as_text
 from dtrain.cli.new import new
 from dtrain.cli.run import run
@@ -24,7 +25,7 @@ def app() -> None:
     """Train systems of several models from one TOML recipe, on one device or many."""
 
 
-for command in (run, evaluate, check, explain, show, diff, new, schema):
+for command in (run, launch, evaluate, check, explain, show, diff, new, schema):
     app.add_command(command)
 
 

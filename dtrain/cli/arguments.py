@@ -1,6 +1,6 @@
 """Arguments that several commands share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,3 +35,16 @@ trust = click.option(
 def a_recipe(command: F) -> F:
     """A command of one recipe: what names it, what takes the place of its values, what it may import."""
     return reduce(lambda inner, add: add(inner), (trust, untrusted, set_files, overrides, recipe), command)
+
+
+def said_again(
+    recipe: Path, overrides: Sequence[str], set_files: Sequence[Path], untrusted: bool, trust: Sequence[str]
+) -> list[str]:
+    """The words that say the same again, in a command of one recipe."""
+    return [
+        str(recipe),
+        *overrides,
+        *(part for file in set_files for part in ("--set-file", str(file))),
+        *(["--untrusted"] if untrusted else []),
+        *(part for package in trust for part in ("--trust", package)),
+    ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dtrain.cli.arguments import a_recipe
+from dtrain.cli.arguments import a_recipe, said_again
 from dtrain.cli.ending import INTERRUPTED, STOPPED, complain
 from dtrain.errors import DivergedError, DtrainError
 from dtrain.events import Stopped
@@ -109,16 +109,12 @@ def to_see_again(
     """
     other = {"every.log": "1", "track.kinds": '["console"]'}
     kept = [override for override in overrides if override.partition("=")[0].strip() not in other]
+    changed = [f"{key}={value}" for key, value in other.items()]
     return shlex.join(
         [
             "dtrain",
             "run",
-            str(recipe),
-            *kept,
-            *(f"{key}={value}" for key, value in other.items()),
-            *(part for file in set_files for part in ("--set-file", str(file))),
-            *(["--untrusted"] if untrusted else []),
-            *(part for package in trust for part in ("--trust", package)),
+            *said_again(recipe, [*kept, *changed], set_files, untrusted, trust),
             *(["--fresh"] if checkpoint is None else ["--resume", _short(checkpoint)]),
             *([] if runs == Path("runs") else ["--runs", str(runs)]),
         ]

@@ -1,0 +1,1 @@
+"""What is submitted to Slurm and Kubernetes: templates, and how they are filled in."""
