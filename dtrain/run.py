@@ -97,15 +97,17 @@ def setup(
     *,
     runs: str | Path = "runs",
     fresh: bool = False,
+    once: bool = False,
     resume: str | Path | None = None,
     world: World | None = None,
     trust: Trust = EVERYTHING,
 ) -> Run:
     """Make a run ready: carry on the newest one of this recipe that was cut off, or begin a new one.
 
-    `fresh` begins anew; `resume` names a run or a checkpoint to start from; `trust` says what may be
-    imported. Raises DtrainError for a world or settings other than those that the launcher was asked
-    for, data or a checkpoint that cannot be read, or that does not fit the recipe.
+    `fresh` begins anew; `once` does not where a run of this recipe has finished; `resume` names a run or a
+    checkpoint to start from; `trust` says what may be imported. Raises DtrainError for a world or settings
+    other than those that the launcher was asked for, data or a checkpoint that cannot be read, or that does
+    not fit the recipe.
     """
     # What multiprocessing itself goes by where a script is imported a second time, by a process it started.
     if getattr(current_process(), "_inheriting", False):
@@ -149,7 +151,7 @@ def setup(
                 "fields": {name: list(f.shape) for name, f in examples.fields.items()},
             },
         )
-        run.place = stack.enter_context(_choose(run, Path(runs), fresh, resume))
+        run.place = stack.enter_context(_choose(run, Path(runs), fresh, once, resume))
         if run.place.checkpoint is not None:
             agreed(engine, lambda: _restore(run, run.place.checkpoint))
         run.resources = stack.pop_all()
@@ -233,7 +235,7 @@ def evaluator(recipe: Recipe, examples: Examples, engine: Engine, trust: Trust) 
 
 
 @contextmanager
-def _choose(run: Run, runs: Path, fresh: bool, resume: str | Path | None) -> Iterator[Place]:
+def _choose(run: Run, runs: Path, fresh: bool, once: bool, resume: str | Path | None) -> Iterator[Place]:
     """Rank 0's choice of a run, on every rank; rank 0 holds its lock."""
     with ExitStack() as stack:
 
@@ -246,6 +248,7 @@ def _choose(run: Run, runs: Path, fresh: bool, resume: str | Path | None) -> Ite
                 recipe=to_toml(run.recipe),
                 last_step=run.total,
                 fresh=fresh,
+                once=once,
                 resume=None if resume is None else Path(resume),
             )
             stack.enter_context(lock)

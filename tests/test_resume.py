@@ -244,6 +244,19 @@ def test_resume_names_a_run_or_a_checkpoint(gan: Path, tmp_path: Path, dtrain_he
     )
 
 
+def test_once_begins_no_other_run_where_one_has_finished(
+    gan: Path, tmp_path: Path, dtrain_here: Here
+) -> None:
+    command = ["run", gan, "train.steps=4", "--once", "--runs", tmp_path / "runs"]
+    assert dtrain_here(*command).code == 0
+    before = last_tensors(only_run(tmp_path / "runs"))
+    again = dtrain_here(*command)
+    assert again.code == 0, again.errors
+    assert again.out.startswith("carrying on from")
+    assert last_tensors(only_run(tmp_path / "runs")) == before
+    assert dtrain_here(*command, "--fresh").code == 2
+
+
 def test_a_finished_run_resumed_by_name_ends_at_once(gan: Path, tmp_path: Path, dtrain_here: Here) -> None:
     assert dtrain_here("run", gan, "train.steps=4", "--runs", tmp_path).code == 0
     run = only_run(tmp_path)

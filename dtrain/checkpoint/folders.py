@@ -32,11 +32,12 @@ class Place:
 
 
 def choose(
-    runs: Path, *, name: str, recipe: str, last_step: int, fresh: bool, resume: Path | None
+    runs: Path, *, name: str, recipe: str, last_step: int, fresh: bool, once: bool, resume: Path | None
 ) -> tuple[Place, IO[bytes]]:
     """Find the run to carry on, or make the folder of a new one; it is locked until the file is closed.
 
-    A run of the same resolved recipe that was cut off is carried on from its newest checkpoint.
+    A run of the same resolved recipe that was cut off is carried on from its newest checkpoint; with `once`
+    the newest one is taken that is there, though it has finished.
     Raises CheckpointError if `resume` names no checkpoint, or a run that is being worked on.
     """
     home = runs / name
@@ -53,7 +54,7 @@ def choose(
             if _recipe_of(run) != recipe or (found := try_lock(run)) is None:
                 continue
             newest = next(reversed(checkpoints_in(run)), None)
-            if newest is None or (step_of(newest) < last_step and not _ended_early(newest)):
+            if newest is None or once or (step_of(newest) < last_step and not _ended_early(newest)):
                 return Place(_swept(run), newest), found
             found.close()
             break

@@ -82,7 +82,14 @@ def _of_a_job(command: Callable[..., None]) -> Callable[..., None]:
         job = Job(
             name=loaded.name if name is None else name,
             recipe=str(recipe),
-            command=["dtrain", "run", *asked, *([] if runs == Path("runs") else ["--runs", str(runs)])],
+            # A job may be queued again when its run has just finished: nothing is to begin anew.
+            command=[
+                "dtrain",
+                "run",
+                *asked,
+                "--once",
+                *([] if runs == Path("runs") else ["--runs", str(runs)]),
+            ],
             nodes=nodes,
             devices=devices,
             cores=cores,

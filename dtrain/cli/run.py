@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.command()
 @a_recipe
 @click.option("--fresh", is_flag=True, help="Begin anew even if a run was cut off.")
+@click.option("--once", is_flag=True, help="Do not begin anew where a run of this recipe has finished.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Start from this run or checkpoint.")
 @click.option(
     "--runs",
@@ -37,6 +38,7 @@ def run(
     untrusted: bool,
     trust: Sequence[str],
     fresh: bool,
+    once: bool,
     resume: Path | None,
     runs: Path,
 ) -> int:
@@ -51,6 +53,8 @@ def run(
 
     if fresh and resume is not None:
         raise DtrainError("--fresh begins anew and --resume does not; give one of them")
+    if fresh and once:
+        raise DtrainError("--fresh begins anew and --once does not; give one of them")
 
     world = read_world(os.environ)
     tie_to_launcher(world)
@@ -74,7 +78,8 @@ def run(
     from dtrain.run import setup, watch
     from dtrain.stopping import Agreement, Signals
 
-    with setup(loaded, runs=runs, fresh=fresh, resume=resume, world=world, trust=document.trust) as ready:
+    trusted = document.trust
+    with setup(loaded, runs=runs, fresh=fresh, once=once, resume=resume, world=world, trust=trusted) as ready:
         if ready.engine.rank == 0 and ready.place.checkpoint is not None:
             print(f"carrying on from {_short(ready.place.checkpoint)}", flush=True)
         with watch(ready) as observe, Signals(complain) as signals:

@@ -16,7 +16,7 @@ _ZERO = ("--use_deepspeed", "--deepspeed_multinode_launcher", "standard", "--zer
 _ON_CPU = ("--offload_optimizer_device", "cpu", "--offload_param_device", "cpu")
 
 # What `accelerate launch` is told of each engine: the same as by the file launch/NAME.yaml. "ddp" is left to
-# torchrun, which starts one process as it starts several; Accelerate's way of starting one hands no signal on.
+# torchrun, which starts one process as it starts several: Accelerate's way to start one hands no signal on.
 ENGINES: Mapping[str, Sequence[str]] = {
     "ddp": (),
     "fsdp": ("--use_fsdp", "--fsdp_version", "2", "--fsdp_reshard_after_forward", "true"),
