@@ -9,6 +9,7 @@ from dtrain.backends.torch_weights import tensors_of
 from dtrain.checkpoint.read import open_checkpoint
 from dtrain.data.opening import open_examples
 from dtrain.engines.base import Engine
+from dtrain.engines.scale import Scale
 from dtrain.engines.world import World
 from dtrain.errors import CheckpointError
 from dtrain.evaluation import Evaluator
@@ -20,7 +21,9 @@ from dtrain.spec.trust import Trust
 
 
 @contextmanager
-def open_evaluator(recipe: Recipe, path: Path, world: World, trust: Trust) -> Iterator[Evaluator]:
+def open_evaluator(
+    recipe: Recipe, path: Path, world: World, scale: Scale, trust: Trust
+) -> Iterator[Evaluator]:
     """What evaluates the checkpoint at `path` as its recipe says, on any number of processes.
 
     Raises DtrainError if the checkpoint is not whole or does not fit the recipe, or its data cannot be read.
@@ -29,7 +32,7 @@ def open_evaluator(recipe: Recipe, path: Path, world: World, trust: Trust) -> It
         # All weights are the checkpoint's own, those too that came out of another one.
         models = {name: dataclasses.replace(spec, weights_from=None) for name, spec in recipe.models.items()}
         bare = dataclasses.replace(recipe, models=models, optimizers=empty())
-        engine = stack.enter_context(open_engine(bare, world, trust))
+        engine = stack.enter_context(open_engine(bare, world, scale, trust))
         source = recipe.evaluate.data or recipe.data
         # One process of each machine first: a dataset that downloads itself does so once.
         first = agreed(

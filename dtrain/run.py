@@ -23,6 +23,7 @@ from dtrain.data.order import Order, Sweep
 from dtrain.data.source import Examples
 from dtrain.engines.base import Engine
 from dtrain.engines.launcher import contradictions
+from dtrain.engines.scale import DDP, Scale, read_scale
 from dtrain.engines.world import World, read_world
 from dtrain.errors import CheckpointError, DataError, DtrainError, LaunchError, RecipeError
 from dtrain.evaluation import Best, Evaluator, open_metrics
@@ -100,14 +101,16 @@ def setup(
     once: bool = False,
     resume: str | Path | None = None,
     world: World | None = None,
+    scale: Scale | None = None,
     trust: Trust = EVERYTHING,
 ) -> Run:
     """Make a run ready: carry on the newest one of this recipe that was cut off, or begin a new one.
 
     `fresh` begins anew; `once` does not where a run of this recipe has finished; `resume` names a run or a
-    checkpoint to start from; `trust` says what may be imported. Raises DtrainError for a world or settings
-    other than those that the launcher was asked for, data or a checkpoint that cannot be read, or that does
-    not fit the recipe.
+    checkpoint to start from; `scale` says how models are kept among the processes, as the launcher does where
+    it is left out; `trust` says what may be imported. Raises DtrainError for a world or settings other than
+    those that the launcher was asked for, data or a checkpoint that cannot be read, or that does not fit the
+    recipe.
     """
     # What multiprocessing itself goes by where a script is imported a second time, by a process it started.
     if getattr(current_process(), "_inheriting", False):
@@ -120,8 +123,9 @@ def setup(
         clips = {name: optimizer.clip for name, optimizer in recipe.optimizers.items()}
         for mistake in contradictions(recipe.train, clips, world.size, world.asked):
             raise mistake
+    scale = read_scale(os.environ, None) if scale is None else scale
     with ExitStack() as stack:
-        engine = stack.enter_context(open_engine(recipe, world, trust))
+        engine = stack.enter_context(open_engine(recipe, world, scale, trust))
         # One process of each machine first: a dataset that downloads itself does so once.
         opened = agreed(engine, lambda: _open_data(recipe, trust) if world.local_rank == 0 else None)
         examples, evaluation = agreed(engine, lambda: opened or _open_data(recipe, trust))
@@ -144,7 +148,7 @@ def setup(
             schedules=agreed(engine, lambda: Schedules(recipe.optimizers, pace, trust=trust)),
             place=Place(Path(), None),
             pace=pace,
-            environment=_environment(engine),
+            environment=_environment(engine, scale),
             best=Best(recipe.checkpoint.best, best_mode(recipe), recipe.train.patience),
             data={
                 "examples": len(examples),
@@ -183,15 +187,17 @@ def agreed(engine: Engine, action: Any) -> Any:
 
 
 @contextmanager
-def open_engine(recipe: Recipe, world: World, trust: Trust) -> Iterator[Engine]:
+def open_engine(recipe: Recipe, world: World, scale: Scale, trust: Trust) -> Iterator[Engine]:
     """The engine of a world, with the recipe's models, optimizers and averages."""
     # Only now, as torch and Accelerate take seconds to import.
-    from dtrain.engines.accelerated import AcceleratedEngine
+    from dtrain.engines.engine import TorchEngine
+    from dtrain.engines.holding import hold
     from dtrain.engines.processes import join
 
-    with join(world, PATIENCE) as accelerator:
-        engine = AcceleratedEngine(
+    with join(world, PATIENCE, grouped=not isinstance(scale.engine, DDP)) as accelerator:
+        engine = TorchEngine(
             accelerator,
+            hold(scale.engine, accelerator),
             models=recipe.models,
             optimizers=recipe.optimizers,
             averages=recipe.averages,
@@ -295,7 +301,7 @@ def _check_optimizers(recipe: Recipe, saved: Mapping[str, Any]) -> None:
             )
 
 
-def _environment(engine: Engine) -> dict[str, Any]:
+def _environment(engine: Engine, scale: Scale) -> dict[str, Any]:
     import torch
 
     packages = ("dtrain", "torch", "numpy", "accelerate", "safetensors")
@@ -305,7 +311,7 @@ def _environment(engine: Engine) -> dict[str, Any]:
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else platform.processor() or "cpu",
-        "engine": type(engine).__name__,
+        "engine": encode(scale.engine),
         "world": engine.world,
         "threads": torch.get_num_threads(),
         "git": _git_commit(),

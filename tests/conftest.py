@@ -41,7 +41,7 @@ torch.set_num_threads(1)
 # Every process is forked from one that has imported torch and Accelerate already: they take seconds.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["dtrain.cli.app", "dtrain.loop", "dtrain.engines.accelerated", "torch._dynamo", "PIL.Image"]
+    ["dtrain.cli.app", "dtrain.loop", "dtrain.engines.engine", "torch._dynamo", "PIL.Image"]
 )
 
 GAN = """\

@@ -141,7 +141,8 @@ def test_another_text_is_evaluated_whole(
     loaded = dtrain.load(recipe, [f"data.evaluate={held_out}"])
     with dtrain.setup(loaded, runs=tmp_path, resume=run) as ready:
         text = (tmp_path / "third.txt").read_bytes()
-        nats = sum(surprises(ready.engine.averages.modules["language_model"].eval(), text, window=16))
+        ready.engine.averages.show(["language_model"])  # type: ignore[attr-defined]
+        nats = sum(surprises(ready.engine.bare["language_model"].eval(), text, window=16))
     assert json.loads(said.out)["metrics"]["evaluate/loss"] == pytest.approx(nats / len(text), rel=1e-5)
 
 
@@ -182,7 +183,8 @@ def test_the_likeliest_token_alone_is_drawn_where_the_recipe_says_so(
     loaded = dtrain.load(recipe, [f'system.sample={{ prompt = "On", length = 30, count = 2, {choice} }}'])
     with dtrain.setup(loaded, runs=tmp_path) as ready:
         tokens = drawn(ready, ready.loader.load(0)[0][1])
-        model, wanted = ready.engine.averages.modules["language_model"].eval(), [*b"On"]
+        ready.engine.averages.show(["language_model"])  # type: ignore[attr-defined]
+        model, wanted = ready.engine.bare["language_model"].eval(), [*b"On"]
         for _ in range(30):  # goes beyond the window of 16
             with torch.no_grad():
                 wanted.append(int(model(torch.tensor([wanted[-16:]]))[0, -1].argmax()))

@@ -103,7 +103,6 @@ def test_another_world_than_the_one_asked_for_is_refused(cached: str) -> None:
         (["--cpu", "--num_machines", "2", *here], "/nonexistent", f"`accelerate launch` {two}"),
         (["--config_file", file], "/nonexistent", f"{file} {two}"),
         ([], cached, f"{file} {two}"),
-        (["--use_fsdp", "--num_processes", "2"], "/nonexistent", "the launcher asks for FSDP"),
     ]
     started = [launch([*ACCELERATE, *options], "read", HF_HOME=home) for options, home, _ in cases]
     for process, (_, _, message) in zip(started, cases, strict=True):
@@ -125,8 +124,6 @@ def test_options_of_the_program_are_not_the_launchers() -> None:
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "no engine for DeepSpeed yet; use launch/ddp.yaml"),
-        ({"ACCELERATE_USE_FSDP": "true"}, "no engine for FSDP yet; use launch/ddp.yaml"),
         ({"WORLD_SIZE": "2", "RANK": "0"}, "not set: LOCAL_RANK, LOCAL_WORLD_SIZE"),
         ({**ranks(2, TORCHELASTIC)[0], "RANK": "2"}, "RANK=2, WORLD_SIZE=2"),
         ({**ranks(2, TORCHELASTIC)[0], "RANK": "one"}, "RANK is 'one'"),

@@ -23,7 +23,7 @@ def test_an_average_is_a_leaf_and_keeps_no_graph(gan: Path, tmp_path: Path) -> N
         for _ in dtrain.train(run):
             pass
         averages = [t for part, _, t in run.engine.tensors() if part == "averages"]
-        own = [p for average in run.engine.averages.modules.values() for p in average.parameters()]  # type: ignore[attr-defined]
+        own = [part for parts in run.engine.averages.parts.values() for part in parts]  # type: ignore[attr-defined]
     assert averages
     assert all(p.is_leaf and not p.requires_grad for p in own)
 

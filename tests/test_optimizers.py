@@ -14,7 +14,7 @@ import dtrain
 from dtrain.backends.torch_optimizers import build_optimizer
 from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
 from dtrain.engines.precision import check_precision
-from dtrain.engines.torch_state import Optimizers
+from dtrain.engines.torch_state import NamedOptimizer
 from dtrain.errors import RecipeError
 from dtrain.spec.decode import decoded
 from dtrain.spec.optimizers import AnyOptimizer
@@ -183,15 +183,15 @@ def test_a_state_that_no_checkpoint_holds_is_refused(
 def test_settings_that_an_optimizer_moves_itself_are_state_and_those_of_a_schedule_are_not() -> None:
     parameter = nn.Parameter(torch.zeros(2))
 
-    def wrapped() -> Optimizers:
+    def wrapped() -> NamedOptimizer:
         made = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
-        return Optimizers({"m": made}, {"m": {"weight": parameter}}, {"m": 0.1})
+        return NamedOptimizer("m", made, {"weight": parameter}, 0.1)
 
     saved, restored = wrapped(), wrapped()
-    saved.set("m", {"lr": 0.2, "momentum": 0.8})
-    saved["m"].param_groups[0]["dampening"] = 0.5
-    restored.restore({}, json.loads(json.dumps(saved.scalars())))
-    group = restored["m"].param_groups[0]
+    saved.set({"lr": 0.2, "momentum": 0.8})
+    saved.optimizer.param_groups[0]["dampening"] = 0.5
+    restored.restore({name: json.loads(json.dumps({key: value})) for name, key, value in saved.state()})
+    group = restored.optimizer.param_groups[0]
     assert (group["lr"], group["momentum"], group["dampening"]) == (0.1, 0.9, 0.5)
 
 

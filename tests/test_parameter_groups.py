@@ -12,7 +12,7 @@ from torch import nn
 
 import dtrain
 from dtrain.backends.torch_optimizers import build_optimizer
-from dtrain.engines.torch_state import Optimizers
+from dtrain.engines.torch_state import NamedOptimizer
 from dtrain.errors import CheckpointError, RecipeError, RecipeErrors
 from dtrain.recipe.write import encode
 from dtrain.spec.decode import decoded
@@ -113,19 +113,19 @@ def test_a_group_steps_as_a_group_of_torch_does(case: str) -> None:
     assert bits(ours) == bits(theirs)
 
 
-def with_groups(groups: list[dict[str, Any]], **keys: Any) -> tuple[Optimizers, dict[str, nn.Parameter]]:
+def with_groups(groups: list[dict[str, Any]], **keys: Any) -> tuple[NamedOptimizer, dict[str, nn.Parameter]]:
     """The optimizers of a run of one model."""
     parameters = some_parameters(torch.float64)
     table = {"kind": "sgd", "lr": 0.1, "momentum": 0.9, **keys, "groups": groups}
     spec = decoded(AnyOptimizer, table)
     made = build_optimizer("m", spec, parameters)
-    return Optimizers({"m": made}, {"m": parameters}, {"m": spec.lr}), parameters
+    return NamedOptimizer("m", made, parameters, spec.lr), parameters
 
 
 def test_a_schedule_moves_the_rates_of_groups_in_proportion_and_no_other_setting_of_theirs() -> None:
     optimizers, _ = with_groups([{"match": "0.*", "lr": 0.02}, {"match": "*.bias", "momentum": 0.5}])
-    optimizers.set("m", {"lr": 0.05, "momentum": 0.8})
-    found = [(group["lr"], group["momentum"]) for group in optimizers["m"].param_groups]
+    optimizers.set({"lr": 0.05, "momentum": 0.8})
+    found = [(group["lr"], group["momentum"]) for group in optimizers.optimizer.param_groups]
     assert found == [(0.05, 0.8), (0.01, 0.8), (0.05, 0.5)]
 
 
@@ -133,8 +133,8 @@ def test_a_schedule_moves_both_halves_of_muon() -> None:
     optimizers, _ = with_groups(
         [], kind="muon", lr=0.1, momentum=0.95, others={"lr": 0.02, "weight_decay": 0.3}
     )
-    optimizers.set("m", {"lr": 0.05, "momentum": 0.8, "weight_decay": 0.0})
-    matrices, others = optimizers["m"].param_groups
+    optimizers.set({"lr": 0.05, "momentum": 0.8, "weight_decay": 0.0})
+    matrices, others = optimizers.optimizer.param_groups
     assert (matrices["lr"], matrices["momentum"], matrices["weight_decay"]) == (0.05, 0.8, 0.0)
     assert (others["lr"], others["weight_decay"]) == (0.01, 0.3)
     assert "momentum" not in others
@@ -150,12 +150,17 @@ ADAMW = {"kind": "adamw", "lr": 0.01}
 CYCLE = {"kind": "torch.optim.lr_scheduler:OneCycleLR", "max_lr": 0.05, "total_steps": 4}
 
 
+def optimizers_of(engine: Any) -> dict[str, torch.optim.Optimizer]:
+    """The optimizers of a run by model, as torch's own."""
+    return {name: engine.held[name].optimizer.optimizer for name in engine.trained}
+
+
 def trained(recipe: Path, runs: Path, *overrides: str) -> Any:
     """The settings of every group at the end of a run, by the names of parameters."""
     with dtrain.setup(dtrain.load(recipe, [*STEPS, *overrides]), runs=runs) as run:
         list(dtrain.train(run))
-        optimizers = run.engine.optimizers  # type: ignore[attr-defined]
-        names = iter(optimizers.names["classifier"])
+        optimizers = optimizers_of(run.engine)
+        names = iter(run.engine.held["classifier"].optimizer.names)  # type: ignore[attr-defined]
         groups = optimizers["classifier"].param_groups
         return {name: group for group in groups for name in [next(names) for _ in group["params"]]}
 
@@ -211,7 +216,7 @@ def test_models_of_one_phase_have_rates_of_their_own(tmp_path: Path, on_cpu: Non
         dtrain.load(recipe, ["train.steps=4", "track.kinds=[]"]), runs=tmp_path / "runs"
     ) as run:
         list(dtrain.train(run))
-        optimizers = run.engine.optimizers  # type: ignore[attr-defined]
+        optimizers = optimizers_of(run.engine)
         assert optimizers["discriminator"].param_groups[0]["lr"] == 0.05
         assert optimizers["generator"].param_groups[0]["lr"] != 0.05
 
@@ -265,7 +270,7 @@ def test_a_resumed_run_goes_by_the_groups_that_its_recipe_has_now(
     recipe = recipe_of(tmp_path, {**ADAMW, "groups": after})
     found = dtrain.load(recipe, [*STEPS, "train.steps=2"])
     with dtrain.setup(dtrain.load(recipe, STEPS), runs=tmp_path / "runs", resume=saved) as run:
-        optimizers, spec = run.engine.optimizers, found.optimizers["classifier"]  # type: ignore[attr-defined]
+        optimizers, spec = optimizers_of(run.engine), found.optimizers["classifier"]
         kept = {name: tensor.clone() for part, name, tensor in run.engine.tensors() if part == "optimizers"}
         assert len(optimizers["classifier"].param_groups) == len(after) + 1
         for group, settings in zip(optimizers["classifier"].param_groups[1:], spec.groups, strict=True):
@@ -335,7 +340,7 @@ def test_what_an_optimizer_moves_in_its_groups_is_state(tmp_path: Path, on_cpu: 
     with dtrain.setup(
         dtrain.load(recipe_of(tmp_path, table), more), runs=tmp_path / "b", resume=saved
     ) as run:
-        groups = run.engine.optimizers["classifier"].param_groups  # type: ignore[attr-defined]
+        groups = optimizers_of(run.engine)["classifier"].param_groups
         assert [group["d"] for group in groups] == pytest.approx([0.9**4, 0.5 * 0.9**4, 0.5 * 0.9**4])
     table["groups"] = []
     with pytest.raises(CheckpointError, match="puts together what was in several"):

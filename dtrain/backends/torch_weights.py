@@ -73,18 +73,23 @@ def restore_tensors(
 ) -> None:
     """Copy tensors in place, part by part. Raises CheckpointError unless names and shapes are the same."""
     for part, tensors in own.items():
-        found = given.get(part, {})
-        wrong = [f"missing {name}" for name in tensors.keys() - found.keys()]
-        wrong += [f"unexpected {name}" for name in found.keys() - tensors.keys()]
-        wrong += [
-            f"{name} is {tuple(found[name].shape)}, not {tuple(tensor.shape)}"
-            for name, tensor in tensors.items()
-            if name in found and found[name].shape != tensor.shape
-        ]
-        if wrong:
-            more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-            raise CheckpointError(f"{part} do not fit the recipe: {'; '.join(sorted(wrong)[:8])}{more}")
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        check_names(part, shapes, given.get(part, {}))
     with torch.no_grad():
         for part, tensors in own.items():
             for name, tensor in tensors.items():
                 tensor.copy_(given[part][name])
+
+
+def check_names(part: str, own: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError unless what is given has these names and shapes."""
+    wrong = [f"missing {name}" for name in own.keys() - given.keys()]
+    wrong += [f"unexpected {name}" for name in given.keys() - own.keys()]
+    wrong += [
+        f"{name} is {tuple(given[name].shape)}, not {shape}"
+        for name, shape in own.items()
+        if name in given and tuple(given[name].shape) != shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise CheckpointError(f"{part} do not fit the recipe: {'; '.join(sorted(wrong)[:8])}{more}")

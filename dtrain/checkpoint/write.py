@@ -105,23 +105,23 @@ def together(engine: Engine, action: Callable[[], Any], place: Path) -> list[Any
 
 def _write_share(partial: Path, engine: Engine) -> dict[str, Any]:
     """This rank's files: of each part, the tensors that keep the ranks' shares even."""
+    sizes: dict[str, dict[str, int]] = {part: {} for part in PARTS}
+    for part, name, size in engine.sizes():
+        sizes[part][name] = size
+    owners = {part: assign(named, engine.world) for part, named in sizes.items()}
+    own: dict[str, dict[str, torch.Tensor]] = {part: {} for part in PARTS}
+    for part, name, tensor in engine.tensors():  # whole for a moment on every rank, where models are split
+        if owners[part][name] == engine.rank:
+            own[part][name] = tensor.cpu().contiguous()
     files: dict[str, Any] = {}
     digests: dict[str, str] = {}
-    tensors: dict[str, dict[str, torch.Tensor]] = {part: {} for part in PARTS}
-    for part, name, tensor in engine.tensors():
-        tensors[part][name] = tensor
-    for part, named in tensors.items():
-        owners = assign({name: tensor.nbytes for name, tensor in named.items()}, engine.world)
-        count = len(set(owners.values()))
-        own = {
-            name: tensor.cpu().contiguous() for name, tensor in named.items() if owners[name] == engine.rank
-        }
-        if own:
-            path = partial / shard_name(part, engine.rank + 1, count)
-            save_file(own, path)
+    for part, named in own.items():
+        if named:
+            path = partial / shard_name(part, engine.rank + 1, len(set(owners[part].values())))
+            save_file(named, path)
             sync(path)
             files[path.name] = {"size": path.stat().st_size, "hash": hash_of_file(path)}
-        for name, tensor in own.items():
+        for name, tensor in named.items():
             digests[f"{part}/{name}"] = hash_of(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return {"files": files, "tensors": digests}
 

@@ -30,6 +30,13 @@ trust = click.option(
     multiple=True,
     help="Let a stranger's recipe import classes of this package, too.",
 )
+scale = click.option(
+    "--scale",
+    "scale_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="A TOML file that says how to run: which engine, and what makes it faster or smaller.",
+)
 
 
 def a_recipe(command: F) -> F:

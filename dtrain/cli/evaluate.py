@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dtrain.cli.arguments import overrides as overrides_argument
+from dtrain.cli.arguments import scale as scale_option
 from dtrain.cli.arguments import trust as trust_option
 from dtrain.errors import CheckpointError
 from dtrain.format.checkpoints import checkpoints_in, step_of
@@ -24,6 +25,7 @@ RECIPE, STATE = "recipe.toml", "state.json"
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @overrides_argument
 @trust_option
+@scale_option
 @click.option("--best", is_flag=True, help="Of a run, the best checkpoint instead of the newest.")
 @click.option("--data", type=click.Path(path_type=Path), help="Evaluate on this file or folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")
@@ -31,6 +33,7 @@ def evaluate(
     checkpoint: Path,
     overrides: Sequence[str],
     trust: Sequence[str],
+    scale_file: Path | None,
     best: bool,
     data: Path | None,
     as_json: bool,
@@ -41,10 +44,12 @@ def evaluate(
     torch's and dtrain's own classes are imported for it, and what --trust names. Nothing is written.
     """
     from dtrain.engines.launcher import contradictions
+    from dtrain.engines.scale import read_scale
     from dtrain.engines.world import read_world, tie_to_launcher
 
     world = read_world(os.environ)
     tie_to_launcher(world)
+    scale = read_scale(os.environ, scale_file)
     path = chosen(checkpoint, best=best)
     loaded, document = recipe_of(path, overrides, trust, data)
 
@@ -56,7 +61,7 @@ def evaluate(
     from dtrain.evaluation import evaluate
     from dtrain.judge import open_evaluator
 
-    with open_evaluator(loaded, path, world, document.trust) as evaluator:
+    with open_evaluator(loaded, path, world, scale, document.trust) as evaluator:
         metrics = evaluate(evaluator)
         examples, processes = len(evaluator.loader.examples), evaluator.engine.world
     if world.rank == 0:

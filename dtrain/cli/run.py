@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dtrain.cli.arguments import a_recipe, said_again
+from dtrain.cli.arguments import scale as scale_option
 from dtrain.cli.ending import INTERRUPTED, STOPPED, complain
 from dtrain.errors import DivergedError, DtrainError
 from dtrain.events import Stopped
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @a_recipe
+@scale_option
 @click.option("--fresh", is_flag=True, help="Begin anew even if a run was cut off.")
 @click.option("--once", is_flag=True, help="Do not begin anew where a run of this recipe has finished.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Start from this run or checkpoint.")
@@ -37,6 +39,7 @@ def run(
     set_files: Sequence[Path],
     untrusted: bool,
     trust: Sequence[str],
+    scale_file: Path | None,
     fresh: bool,
     once: bool,
     resume: Path | None,
@@ -49,6 +52,7 @@ def run(
     start the same command again.
     """
     from dtrain.engines.launcher import contradictions
+    from dtrain.engines.scale import read_scale
     from dtrain.engines.world import read_world, tie_to_launcher
 
     if fresh and resume is not None:
@@ -58,6 +62,7 @@ def run(
 
     world = read_world(os.environ)
     tie_to_launcher(world)
+    scale = read_scale(os.environ, scale_file)
 
     from dtrain.cli.trust import trust_of
     from dtrain.recipe.fit import check_data
@@ -78,8 +83,16 @@ def run(
     from dtrain.run import setup, watch
     from dtrain.stopping import Agreement, Signals
 
-    trusted = document.trust
-    with setup(loaded, runs=runs, fresh=fresh, once=once, resume=resume, world=world, trust=trusted) as ready:
+    with setup(
+        loaded,
+        runs=runs,
+        fresh=fresh,
+        once=once,
+        resume=resume,
+        world=world,
+        scale=scale,
+        trust=document.trust,
+    ) as ready:
         if ready.engine.rank == 0 and ready.place.checkpoint is not None:
             print(f"carrying on from {_short(ready.place.checkpoint)}", flush=True)
         with watch(ready) as observe, Signals(complain) as signals:

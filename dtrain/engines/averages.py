@@ -1,39 +1,50 @@
-"""Averages of weights, beside the models that they are averages of."""
+"""Averages of weights: parts like those that an engine keeps of its models, exchanged with them in use."""
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dtrain.backends.torch_backend import batch_norms
-from dtrain.backends.torch_weights import named_tensors
-from dtrain.engines.statistics import loose_buffers
+from dtrain.backends.torch_batch_norm import RecordingBatchNorm
+from dtrain.engines.held import Held, Named
 from dtrain.spec.averages import Average, ExponentialAverage, StochasticAverage
 
 
 class Averages:
-    """The averages by model. `counts` says how many updates each has seen, or steps taken in (`swa`)."""
+    """The averages by model. `counts` says how many updates each has seen, or steps taken in (`swa`).
 
-    def __init__(self, specs: Mapping[str, Average], models: Mapping[str, nn.Module]):
-        self.specs, self.own = dict(specs), dict(models)
-        self.modules = {name: copy.deepcopy(models[name]).eval().requires_grad_(False) for name in specs}
-        self.counts = dict.fromkeys(specs, 0)
+    An average is of weights alone: what else a model keeps is its own, but for the statistics of batch
+    normalisations of equal averages.
+    """
+
+    def __init__(self, specs: Mapping[str, Average], models: Mapping[str, Held]):
+        self.specs = dict(specs)
+        self.held = {name: models[name] for name in specs}
+        self.parts = {name: [part.clone() for _, part in models[name].weights()] for name in specs}
         self.norms = {
-            name: batch_norms(module) for name, module in self.modules.items() if self._is_equal(name)
+            name: batch_norms(models[name].module) if isinstance(spec, StochasticAverage) else []
+            for name, spec in specs.items()
         }
-        for norm in (norm for norms in self.norms.values() for norm in norms):
-            norm.momentum = None  # its statistics are plain means over batches
+        self.statistics = {
+            name: [buffer.clone() for _, buffer in self._own_statistics(name)] for name in specs
+        }
+        self.counts = dict.fromkeys(specs, 0)
+        self.shown: tuple[str, ...] = ()  # whose weights the models hold at the moment, and these theirs
         self.moved: set[str] = set()  # since the last step
         self.stale: set[str] = set()  # whose statistics are those of other weights
 
-    def _is_equal(self, name: str) -> bool:
-        return isinstance(self.specs[name], StochasticAverage)
+    def show(self, names: Iterable[str]) -> None:
+        """Let these stand in their models' places, and no others. Collective."""
+        wanted = tuple(name for name in names if self._has_begun(name))
+        for name in dict.fromkeys((*self.shown, *wanted)):
+            if (name in self.shown) != (name in wanted):
+                self._exchange(name)
+        self.shown = wanted
 
-    def used(self) -> dict[str, nn.Module]:
+    def used(self) -> list[str]:
         """Those that stand in for their models when these are evaluated and sampled."""
-        self._follow()
-        return {name: module for name, module in self.modules.items() if self.specs[name].evaluate}
+        return [name for name, spec in self.specs.items() if spec.evaluate]
 
     @torch.no_grad()  # or the averages would grow a graph, an update at a time
     def updated(self, names: Sequence[str]) -> None:
@@ -48,8 +59,7 @@ class Averages:
             self.counts[name] += 1
             if self.counts[name] % spec.every == 0:
                 kept = spec.share(self.counts[name] // spec.every - 1)
-                torch._foreach_lerp_(*self._weights(name), 1 - kept)
-            self._copy_buffers(name)
+                self._take_in(name, 1 - kept)
 
     @torch.no_grad()
     def stepped(self, step: int) -> None:
@@ -57,47 +67,71 @@ class Averages:
         for name in self.moved:
             spec = self.specs[name]
             if isinstance(spec, StochasticAverage) and spec.takes(step):
-                torch._foreach_lerp_(*self._weights(name), 1 / (self.counts[name] + 1))
+                self._take_in(name, 1 / (self.counts[name] + 1))
                 self.counts[name] += 1
-                self._copy_buffers(name)
                 if self.norms[name]:
                     self.stale.add(name)
         self.moved.clear()
 
+    def reset_statistics(self, name: str) -> Sequence[RecordingBatchNorm]:
+        """Begin anew those of an average that is shown, as plain means over batches; until `settled`."""
+        for norm in self.norms[name]:
+            norm.reset_running_stats()
+        return self.norms[name]
+
     def settled(self, name: str) -> None:
-        """The statistics of an average were taken; what else a forward moves is its model's own."""
+        """The statistics of an average were taken."""
         self.stale.discard(name)
-        own, moved = loose_buffers(self.own[name]), loose_buffers(self.modules[name])
-        for average, buffer in zip(moved, own, strict=True):
-            average.copy_(buffer)
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor that a checkpoint holds: of an equal average its statistics, too."""
-        self._follow()
-        for name, module in self.modules.items():
-            held = named_tensors(module) if self._is_equal(name) else dict(module.named_parameters())
-            for key, tensor in held.items():
-                yield f"{name}/{key}", tensor.detach()
+    def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
+        """What a checkpoint holds: a model, a name, this rank's part; of an equal average statistics, too.
 
-    def restore(self, counts: Mapping[str, int]) -> None:
-        """Take up how far they had come; their tensors are there already."""
+        None may be shown.
+        """
+        for name in self.specs:
+            own, statistics = self.held[name].weights(), self._own_statistics(name)
+            parts, kept = self.parts[name], self.statistics[name]
+            if not self._has_begun(name):
+                parts, kept = [part for _, part in own], [buffer for _, buffer in statistics]
+            for (key, _), part in zip(own, parts, strict=True):
+                yield name, key, part
+            for (key, _), buffer in zip(statistics, kept, strict=True):
+                yield name, key, buffer
+
+    def restore(self, tensors: Mapping[str, Mapping[str, Tensor]], counts: Mapping[str, int]) -> None:
+        """Take up whole tensors by model and name, and how far they had come."""
         self.counts |= {name: counts[name] for name in self.counts.keys() & counts.keys()}
-        for name in self.modules:
-            if not self._is_equal(name):
-                self._copy_buffers(name)
+        for name, given in tensors.items():
+            held = self.held[name]
+            for (key, _), part in zip(held.weights(), self.parts[name], strict=True):
+                part.copy_(held.part(key, given[key]))
+            for (key, _), kept in zip(self._own_statistics(name), self.statistics[name], strict=True):
+                kept.copy_(given[key])
+
+    def close(self) -> None:
+        """Let go of them and of their models."""
+        for held in (self.held, self.parts, self.norms, self.statistics, self.specs):
+            held.clear()
+
+    def _has_begun(self, name: str) -> bool:
+        """An equal average that has taken in nothing is its model itself."""
+        return bool(self.counts[name]) or isinstance(self.specs[name], ExponentialAverage)
+
+    def _take_in(self, name: str, share: float) -> None:
+        torch._foreach_lerp_(self.parts[name], [own for _, own in self.held[name].weights()], share)
 
     @torch.no_grad()
-    def _follow(self) -> None:
-        """Let equal averages that have not begun be their models themselves."""
-        for name in self.norms:
-            if not self.counts[name]:
-                torch._foreach_copy_(*self._weights(name))
-                self._copy_buffers(name)
+    def _exchange(self, name: str) -> None:
+        pairs = list(zip(self.parts[name], (own for _, own in self.held[name].weights()), strict=True))
+        statistics = (buffer for _, buffer in self._own_statistics(name))
+        pairs += zip(self.statistics[name], statistics, strict=True)
+        for part, own in pairs:
+            kept = own.clone()
+            own.copy_(part)
+            part.copy_(kept)
+        self.held[name].refresh()
 
-    def _weights(self, name: str) -> tuple[list[Tensor], list[Tensor]]:
-        return list(self.modules[name].parameters()), list(self.own[name].parameters())
-
-    def _copy_buffers(self, name: str) -> None:
-        """Averages are of weights alone: what else a model keeps is its own."""
-        for average, own in zip(self.modules[name].buffers(), self.own[name].buffers(), strict=True):
-            average.copy_(own)
+    def _own_statistics(self, name: str) -> Named:
+        """The running statistics of the model of an equal average, by name."""
+        kept = {id(buffer) for norm in self.norms[name] for buffer in norm.buffers(recurse=False)}
+        return [(key, own) for key, own in self.held[name].module.named_buffers() if id(own) in kept]

@@ -97,8 +97,15 @@ class Engine(Protocol):
         """Weighted means over all micro-batches of all ranks: one collective, the only host sync."""
         ...
 
+    def sizes(self) -> Iterator[tuple[Part, str, int]]:
+        """The bytes of every tensor of the state, under its canonical name: `generator/3.weight/exp_avg`."""
+        ...
+
     def tensors(self) -> Iterator[tuple[Part, str, Array]]:
-        """Every tensor of the state under its canonical name, such as `generator/3.weight/exp_avg`."""
+        """Every tensor of the state under its name, in the order of `sizes`, whole on every rank.
+
+        Every rank asks for each at once; it may be the very tensor that is trained.
+        """
         ...
 
     def scalars(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ waited for, it is looked at at once.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from dtrain.engines.base import Fault
 from dtrain.systems.base import Logs
 
-Named = Sequence[tuple[str, Tensor]]  # parameters, or their gradients
+Named = Sequence[tuple[str, Tensor]]  # gradients or weights by the names of parameters
 Sums = Tensor | list[float]
 
 
@@ -63,7 +63,7 @@ class Watch:
     def note(self, update: int, losses: Mapping[int, Logs], models: Mapping[str, Named]) -> None:
         """Take in one update before its gradients go; what came before the first bad one need not be kept."""
         if self.first is None and not (self.device.type == "cpu" and surely_finite(losses, models)):
-            self.unseen.append(Shown(update, losses, gradients(models)))
+            self.unseen.append(Shown(update, losses, summed(models)))
 
     def look(self) -> Fault | None:
         """What the first bad update showed."""
@@ -76,18 +76,17 @@ class Watch:
 def surely_finite(losses: Mapping[int, Logs], models: Mapping[str, Named]) -> bool:
     """The quick way on a CPU: whether one sum of all numbers is finite, and so are they."""
     total = sum([float(logs["loss"]) for logs in losses.values()])
-    for parameters in models.values():
-        total += sum([p.grad.sum().item() for _, p in parameters if p.grad is not None])
+    for gradients in models.values():
+        total += sum([gradient.sum().item() for _, gradient in gradients])
     return math.isfinite(total)
 
 
-def gradients(models: Mapping[str, Named]) -> dict[str, tuple[list[str], Sums]]:
+def summed(models: Mapping[str, Named]) -> dict[str, tuple[list[str], Sums]]:
     """By model, the parameters that have gradients, and the `sums` of these."""
-    found = {}
-    for model, parameters in models.items():
-        held = [(name, p.grad) for name, p in parameters if p.grad is not None]
-        found[model] = ([name for name, _ in held], sums([gradient for _, gradient in held]))
-    return found
+    return {
+        model: ([name for name, _ in gradients], sums([gradient for _, gradient in gradients]))
+        for model, gradients in models.items()
+    }
 
 
 def all_finite(several: Iterable[Shown], device: torch.device) -> bool:
@@ -103,7 +102,7 @@ def weights_fault(update: int, models: Mapping[str, Named]) -> Fault | None:
     """The first model with weights that are not finite: a step may overflow though its gradient did not."""
     for model, parameters in models.items():
         names = [name for name, _ in parameters]
-        if bad := not_finite(names, sums([parameter.detach() for _, parameter in parameters])):
+        if bad := not_finite(names, sums([parameter for _, parameter in parameters])):
             return Fault(update, "weights", bad, model=model)
     return None
 
@@ -117,10 +116,20 @@ def not_finite(names: Sequence[str], found: Sums) -> dict[str, float]:
 def first_of(faults: Iterable[Mapping[str, Any] | None]) -> Fault | None:
     """The fault to tell of among those of all ranks: of the first update, a loss before what came of it.
 
-    It is the same for any number of ranks, as micro-batches are numbered over all of them.
+    It is the same for any number of ranks, as micro-batches are numbered over all of them. Where each has
+    parts of a gradient alone, what they found in it is put together.
     """
     found = [Fault(**fault) for fault in faults if fault is not None]
-    return min(found, key=lambda f: (f.update, f.where != "loss", f.micro_batch), default=None)
+    if not found:
+        return None
+    first = min(found, key=_turn)
+    alike = [fault for fault in found if _turn(fault) == _turn(first)]
+    values = {name: value for fault in alike for name, value in fault.values.items()}
+    return replace(first, values=values)
+
+
+def _turn(fault: Fault) -> tuple[int, bool, int, str]:
+    return (fault.update, fault.where != "loss", fault.micro_batch, fault.model)
 
 
 def as_json(fault: Fault | None) -> dict[str, Any] | None:

@@ -26,18 +26,19 @@ _REWRITTEN = ("ACCELERATE_", "OMPI_COMM_WORLD_", "PMI_", "MPI_LOCAL", "MV2_COMM_
 
 
 @contextmanager
-def join(world: World, timeout: timedelta) -> Iterator[Accelerator]:
+def join(world: World, timeout: timedelta, *, grouped: bool = False) -> Iterator[Accelerator]:
     """Meet the other processes of `world`, and part from them in good order when the block ends well.
 
     `timeout` bounds each collective operation, the first meeting included. After an exception the
-    others are not waited for. A world of one has no process group. Raises LaunchError where this machine has
-    fewer GPUs than processes.
+    others are not waited for. A world of one has no process group unless it is to be `grouped`. Raises
+    LaunchError where this machine has fewer GPUs than processes.
     """
     torch.set_num_threads(world.threads)  # two threads a rank were 50 times slower than one on a busy machine
     on_cpu = world.cpu or not torch.cuda.is_available()
     if not on_cpu:
         _take_gpu(world)
-    if world.size > 1:
+    is_grouped = grouped or world.size > 1
+    if is_grouped:
         _open_process_group(world, timeout, "gloo" if on_cpu else "cuda:nccl,cpu:gloo")
     try:
         accelerator = _open_accelerator(world, on_cpu)
@@ -47,7 +48,7 @@ def join(world: World, timeout: timedelta) -> Iterator[Accelerator]:
         accelerator.free_memory()
         del accelerator
         gc.collect()
-        if world.size > 1:
+        if is_grouped:
             distributed.barrier()  # without it the first to leave cuts off those still reading its last words
             distributed.destroy_process_group()
     except BaseException:

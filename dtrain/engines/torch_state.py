@@ -14,105 +14,91 @@ SETTING = "group:"  # in front of the name of a setting among a parameter's stat
 Scalar = bool | int | float | str | None
 
 
-class Optimizers:
-    """The optimizers by model, with their state under canonical names: `generator/3.weight/exp_avg`.
+class NamedOptimizer:
+    """The optimizer of one model, with its state by the names of parameters.
 
     Learning rates and the like come from the recipe and are never part of the state. A setting that an
-    optimizer moved itself is: of every parameter of its group, `generator/3.weight/group:d`, so that groups
-    may be others when the state is taken up.
+    optimizer moved itself is: of every parameter of its group, as the key `group:d`, so that groups may be
+    others when the state is taken up. `parameters` may be parts of parameters, in the optimizer's order.
     """
 
     def __init__(
-        self,
-        optimizers: Mapping[str, torch.optim.Optimizer],
-        parameters: Mapping[str, Mapping[str, Tensor]],
-        rates: Mapping[str, float],
+        self, model: str, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor], lr: float
     ):
-        self.optimizers = optimizers
-        self.rates = rates  # of each model as its recipe says, before the schedule's factor
-        self.names: dict[str, list[str]] = {}  # of the parameters of each model, in the optimizer's order
-        self.first: dict[str, list[dict[str, Any]]] = {}  # the settings of each group, as the recipe has them
-        for model, optimizer in optimizers.items():
-            names = {id(parameter): name for name, parameter in parameters[model].items()}
-            self.names[model] = [names[id(parameter)] for parameter in _parameters(optimizer)]
-            self.first[model] = [copy.deepcopy(_settings(group)) for group in optimizer.param_groups]
+        self.model = model
+        self.optimizer = optimizer
+        self.lr = lr  # as the recipe says, before the schedule's factor
+        names = {id(parameter): name for name, parameter in parameters.items()}
+        self.parameters = _parameters(optimizer)
+        self.names = [names[id(parameter)] for parameter in self.parameters]
+        # The settings of each group, as the recipe has them.
+        self.first = [copy.deepcopy(_settings(group)) for group in optimizer.param_groups]
 
-    def __getitem__(self, model: str) -> torch.optim.Optimizer:
-        return self.optimizers[model]
-
-    def set(self, model: str, settings: Mapping[str, Any]) -> None:
+    def set(self, settings: Mapping[str, Any]) -> None:
         """Go by what a schedule says from now on; it is no part of the state.
 
         Settings that a group has of its own stay, but for its learning rate: that keeps its ratio.
         """
-        for group, first in zip(self.optimizers[model].param_groups, self.first[model], strict=True):
+        for group, first in zip(self.optimizer.param_groups, self.first, strict=True):
             own = group.get(OWN, ())
             moved = {key: value for key, value in settings.items() if key in group and key not in own}
             if "lr" in own:
-                group["lr"] = first["lr"] * (settings["lr"] / self.rates[model])
+                group["lr"] = first["lr"] * (settings["lr"] / self.lr)
             group.update(moved)
             first.update({key: value for key, value in moved.items() if key != "lr"})
 
-    def _entries(self) -> Iterator[tuple[str, str, Any]]:
-        """The state of every parameter: its name, a key, and the value."""
-        for model, optimizer in self.optimizers.items():
-            if strange := [key for key in optimizer.state if not isinstance(key, Tensor)]:
-                raise CheckpointError(
-                    f"optimizers.{model} keeps state of no parameter ({strange[0]}); a checkpoint holds "
-                    "that of parameters, so a resume would not be exact"
-                )
-            names = iter(self.names[model])
-            for group, first in zip(optimizer.param_groups, self.first[model], strict=True):
-                now = _settings(group)
-                moved = {f"{SETTING}{k}": v for k, v in now.items() if k != "lr" and _differ(v, first.get(k))}
-                for parameter, name in zip(group["params"], names, strict=False):
-                    for key, value in {**optimizer.state.get(parameter, {}), **moved}.items():
-                        if not isinstance(value, Tensor | Scalar) and not (key in moved and _is_plain(value)):
-                            raise CheckpointError(
-                                f"optimizers.{model} keeps a {type(value).__name__} ({key}); a checkpoint "
-                                "holds tensors, numbers and strings, so a resume would not be exact"
-                            )
-                        yield f"{model}/{name}", key, value
+    def step(self) -> None:
+        """One step, of gradients that lie with the parameters."""
+        self.optimizer.step()
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of the state under its name."""
-        for name, key, value in self._entries():
-            if isinstance(value, Tensor):  # no two in one memory, as those of a group are
-                yield f"{name}/{key}", value.clone() if key.startswith(SETTING) else value
+    def state(self) -> Iterator[tuple[str, str, Any]]:
+        """The state of every parameter: its name, a key, and the value.
 
-    def scalars(self) -> dict[str, Any]:
-        """What JSON takes of the rest."""
-        numbers = {f"{n}/{key}": value for n, key, value in self._entries() if not isinstance(value, Tensor)}
-        return {"numbers": numbers}
-
-    def restore(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
-        """Take up a state. Raises CheckpointError if it belongs to other parameters."""
-        entries: dict[str, dict[str, Any]] = {}
-        for path, value in {**scalars["numbers"], **tensors}.items():
-            name, _, key = path.rpartition("/")
-            # A copy, as what was read is a view of the file, which may change or go.
-            entries.setdefault(name, {})[key] = value.clone() if isinstance(value, Tensor) else value
-        for model, optimizer in self.optimizers.items():
-            known = [entries.pop(f"{model}/{name}", {}) for name in self.names[model]]
-            self._restore(model, optimizer, known)
-        if entries:
+        Raises CheckpointError of what a checkpoint cannot hold.
+        """
+        optimizer = self.optimizer
+        if strange := [key for key in optimizer.state if not isinstance(key, Tensor)]:
             raise CheckpointError(
-                f"optimizer state of parameters that the recipe lacks: {', '.join(sorted(entries)[:8])}"
+                f"optimizers.{self.model} keeps state of no parameter ({strange[0]}); a checkpoint holds "
+                "that of parameters, so a resume would not be exact"
             )
+        names = iter(self.names)
+        for group, first in zip(optimizer.param_groups, self.first, strict=True):
+            now = _settings(group)
+            moved = {f"{SETTING}{k}": v for k, v in now.items() if k != "lr" and _differ(v, first.get(k))}
+            for parameter, name in zip(group["params"], names, strict=False):
+                for key, value in {**optimizer.state.get(parameter, {}), **moved}.items():
+                    if not isinstance(value, Tensor | Scalar) and not (key in moved and _is_plain(value)):
+                        raise CheckpointError(
+                            f"optimizers.{self.model} keeps a {type(value).__name__} ({key}); a checkpoint "
+                            "holds tensors, numbers and strings, so a resume would not be exact"
+                        )
+                    # No two in one memory, as those of a group are.
+                    is_shared = isinstance(value, Tensor) and key.startswith(SETTING)
+                    yield name, key, value.clone() if is_shared else value
 
-    def _restore(self, model: str, optimizer: torch.optim.Optimizer, known: list[dict[str, Any]]) -> None:
-        """Give one optimizer the state of its parameters, in their order."""
+    def restore(self, state: Mapping[str, dict[str, Any]]) -> None:
+        """Take up a state by parameter and key. Raises CheckpointError if it belongs to other parameters."""
+        # A copy, as what was read is a view of the file, which may change or go.
+        known = [_copied(state.get(name, {})) for name in self.names]
+        if more := state.keys() - set(self.names):
+            said = ", ".join(f"{self.model}/{name}" for name in sorted(more)[:8])
+            raise CheckpointError(f"optimizer state of parameters that the recipe lacks: {said}")
         moved = [{key: entry.pop(key) for key in list(entry) if key.startswith(SETTING)} for entry in known]
-        state = {number: entry for number, entry in enumerate(known) if entry}
-        for number, parameter in enumerate(_parameters(optimizer)):
-            _check_shapes(f"{model}/{self.names[model][number]}", state.get(number, {}), parameter)
-        groups = optimizer.state_dict()["param_groups"]
+        own = {number: entry for number, entry in enumerate(known) if entry}
+        for number, parameter in enumerate(self.parameters):
+            _check_shapes(f"{self.model}/{self.names[number]}", own.get(number, {}), parameter)
+        groups = self.optimizer.state_dict()["param_groups"]
         for group in groups:
-            settings = _settings_of(f"optimizers.{model}", [moved[number] for number in group["params"]])
+            settings = _settings_of(f"optimizers.{self.model}", [moved[number] for number in group["params"]])
             for key, value in settings.items():
                 group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
-        _keep_types(optimizer, state)
+        self.optimizer.load_state_dict({"state": own, "param_groups": groups})
+        _keep_types(self.optimizer, own)
+
+
+def _copied(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in entry.items()}
 
 
 def _check_shapes(name: str, entry: Mapping[str, Any], parameter: Tensor) -> None:

@@ -43,32 +43,25 @@ _VARIABLES = (
     ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 )
 
-# What `accelerate launch` tells its processes to use, and dtrain has no engine for.
-_OTHER_ENGINES = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "Accelerate's parallelism_config",
-}
-
 
 def read_world(environment: Mapping[str, str]) -> World:
     """Read the world from what the launcher left in `environment`, and from the launcher's command line.
 
-    Raises LaunchError where Accelerate was asked for one number of processes and started another, where it
-    was asked for an engine that dtrain lacks, and where the variables contradict each other.
+    Raises LaunchError where Accelerate was asked for one number of processes and started another, and where
+    the variables contradict each other.
     """
     parent = os.getppid()
-    for variable, engine in _OTHER_ENGINES.items():
-        if environment.get(variable, "").lower() == "true":
-            raise LaunchError(
-                f"the launcher asks for {engine} ({variable}={environment[variable]}), but dtrain has no "
-                f"engine for {engine} yet; use launch/ddp.yaml, which runs DistributedDataParallel"
-            )
     launcher, rank, size, local_rank, local_size = _read_ranks(environment)
     request = None
-    # Every way through `accelerate launch` sets both; a user who exports a precision sets one.
-    if "ACCELERATE_MIXED_PRECISION" in environment and "ACCELERATE_DYNAMO_BACKEND" in environment:
+    # Every way through `accelerate launch` sets two of these; a user who exports a precision sets one.
+    if (
+        "ACCELERATE_MIXED_PRECISION" in environment
+        and {
+            "ACCELERATE_DYNAMO_BACKEND",
+            "ACCELERATE_USE_DEEPSPEED",
+        }
+        & environment.keys()
+    ):
         launcher = "accelerate"
         request = find_request(environment)
         check_size(request, size)

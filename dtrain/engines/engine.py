@@ -1,4 +1,4 @@
-"""One process or DDP, on CPUs and GPUs alike, by way of Accelerate."""
+"""One optimizer update in torch, whatever the ranks have of a model: in whole, or in parts."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -8,20 +8,24 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
-from dtrain.backends.torch_backend import batch_norms, build_model, embeddings, trained_parameters
+from dtrain.backends.torch_backend import batch_norms, build_model, embeddings
 from dtrain.backends.torch_ops import TorchOps, seed_generators
 from dtrain.backends.torch_optimizers import build_optimizer
-from dtrain.backends.torch_weights import named_tensors, restore_tensors
+from dtrain.backends.torch_weights import check_names, named_tensors
 from dtrain.data.source import Batch
 from dtrain.engines.averages import Averages
 from dtrain.engines.base import Batches, Fault, Key, Measured, Part, Update
 from dtrain.engines.exchange import gather_arrays, gather_json
-from dtrain.engines.finite import Shown, Watch, all_finite, as_json, first_of, gradients, weights_fault
+from dtrain.engines.finite import Shown, Watch, all_finite, as_json, first_of, summed, weights_fault
+from dtrain.engines.gradients import clip_norm, clip_values, rescale, total_norm
+from dtrain.engines.held import Held, Hold, Named
+from dtrain.engines.loss_scale import LossScale
 from dtrain.engines.precision import HALF, check_precision, in_full
 from dtrain.engines.statistics import IDLE, Notes, average_notes, loose_buffers, take_notes
-from dtrain.engines.torch_state import Optimizers
+from dtrain.engines.torch_state import NamedOptimizer
+from dtrain.errors import CheckpointError
 from dtrain.spec.averages import Average
 from dtrain.spec.keys import seed_of
 from dtrain.spec.models import Model
@@ -30,16 +34,17 @@ from dtrain.spec.trust import EVERYTHING, Trust
 from dtrain.systems.base import Logs, Models, Ops
 
 
-class AcceleratedEngine:
-    """Every trained model is wrapped by itself, with an optimizer of its own; the others stay frozen.
+class TorchEngine:
+    """Every trained model has an optimizer of its own and moves in its phases alone.
 
-    `averages` are those that are kept of some models. With `skips`, an update whose numbers are not finite
-    moves nothing.
+    `hold` says how a model is kept among the ranks; `averages` are those that are kept of some models. With
+    `skips`, an update whose numbers are not finite moves nothing.
     """
 
     def __init__(
         self,
         accelerator: Accelerator,
+        hold: Hold,
         *,
         models: Mapping[str, Model],
         optimizers: Mapping[str, Optimizer],
@@ -58,47 +63,43 @@ class AcceleratedEngine:
         torch.backends.cudnn.deterministic = True  # or a resume gives other bits
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self.half = HALF.get(precision)
-        self.needs_scaler = precision == "fp16"
-        self.scalers: dict[str, torch.amp.GradScaler] = {}  # by phase, as its models step together
+        self.needs_scale = precision == "fp16"
+        self.scales: dict[str, LossScale] = {}  # by phase, as its models step together
         self.clips = {name: (spec.clip_value, spec.clip) for name, spec in optimizers.items()}
         self.ops = TorchOps(self.device, self.dtype, trust)
-        self.bare: dict[str, nn.Module] = {}
-        self.wrapped: dict[str, nn.Module] = {}
+        self.held: dict[str, Held] = {}
         for name, spec in models.items():
-            module = build_model(name, spec, seed=seed, trust=trust).to(self.device, self.dtype)
+            module = build_model(name, spec, seed=seed, trust=trust).to(self.dtype)
             if self.half:  # losses are computed in full from what models give in half
                 module.register_forward_hook(in_full)
-            self.bare[name] = self.wrapped[name] = module.train(name in optimizers)
-        self.parameters: dict[str, list[Tensor]] = {
-            name: list(module.parameters()) for name, module in self.bare.items()
-        }
-        # What comes frozen, as a part of an imported model may, stays so.
-        named = {name: trained_parameters(module) for name, module in self.bare.items()}
-        self.trained = {name: list(own.values()) for name, own in named.items()}
-        made = {
-            name: build_optimizer(
-                name, spec, named[name], embeddings=embeddings(self.bare[name]), trust=trust
-            )
-            for name, spec in optimizers.items()
-        }
-        self.optimizers = Optimizers(made, named, {name: spec.lr for name, spec in optimizers.items()})
-        for name in optimizers if self.world > 1 else ():  # alone it would do nothing, in a second
-            self.wrapped[name] = accelerator.prepare_model(self.bare[name])
-        self.averages = Averages(averages, self.bare)
+            tables = embeddings(module)
+
+            def build(
+                parameters: Mapping[str, Tensor], name: str = name, tables: set[str] = tables
+            ) -> NamedOptimizer:
+                made = build_optimizer(name, optimizers[name], parameters, embeddings=tables, trust=trust)
+                return NamedOptimizer(name, made, parameters, optimizers[name].lr)
+
+            module.train(name in optimizers)
+            self.held[name] = hold(module, build if name in optimizers else None)
+        self.bare = {name: held.module for name, held in self.held.items()}
+        self.trained = tuple(optimizers)
+        self.averages = Averages(averages, self.held)
         self.norms = {name: batch_norms(module) for name, module in self.bare.items()}
         self.loose = {name: loose_buffers(module) for name, module in self.bare.items()}
-        self.named = {name: list(module.named_parameters()) for name, module in self.bare.items()}
         self.skips = skips
         self.watch = Watch(self.device)
         self.latest = -1  # update that moved weights
         self.trainable: tuple[str, ...] = ()
-        for module in self.bare.values():
+        for name, module in self.bare.items():
             module.requires_grad_(False)
+            self.held[name].train(False)
 
     def update(self, update: Update, batches: Batches) -> Measured:
         names, shares = update.phase.updates, list(batches)
-        scaler = self._scaler(update.phase.label)
+        scale = self._scale(update.phase.label)
         self.ops.step, self.ops.pace = update.step, update.pace
+        self.averages.show(())
         before = self._loose_values()
         terms: list[tuple[Any, Logs]] = []
         notes: dict[int, Notes] = {}
@@ -112,39 +113,38 @@ class AcceleratedEngine:
                 batch = self._prepare(update.phase.prepare, batch)
                 self._put_back(before)
             self._train_only(names)
-            models = SimpleNamespace(**{**self.bare, **{name: self.wrapped[name] for name in names}})
-            with self._synchronised(names, place == len(shares) - 1):
+            wrapped = {name: self.held[name].wrapped for name in names}
+            models = SimpleNamespace(**{**self.bare, **wrapped})
+            with self._accumulating(names, place == len(shares) - 1):
                 with self._autocast():
                     loss = update.phase.loss(models, batch, self.ops)
                 weight = 0.0 if micro.idle else examples if loss.weight is None else loss.weight
                 scaled = loss.value.to(self.dtype)
-                if isinstance(weight, Tensor):
-                    scaled = (
-                        scaled * weight / update.size
-                    )  # in this order, as whole numbers over one are float32
+                if isinstance(weight, Tensor):  # in this order, as whole numbers over one are float32
+                    scaled = scaled * weight / update.size
                 elif weight != update.size:
                     scaled = scaled * (weight / update.size)
-                (scaler.scale(scaled) if scaler else scaled).backward()
+                (scaled * scale.scale if scale else scaled).backward()
             terms.append((weight, {"loss": loss.value.detach(), **_detached(loss.terms)}))
             taken = take_notes([norm for name in names for norm in self.norms[name]])
             take_notes([norm for name in self.bare if name not in names for norm in self.norms[name]])
             notes[IDLE if micro.idle else micro.number] = taken
             after = after or self._loose_values()
         total = update.size if loss.weight is None else self._total_weight(terms)
-        self._rescale(names, update.size / total)
+        gradients = self._reduced(names, update.size / total)
         losses = {
             micro.number: logs for (micro, _), (_, logs) in zip(shares, terms, strict=True) if not micro.idle
         }
-        # fp16 has gradients that overflow as a rule, and a scaler that sees to them.
-        watched = {} if scaler else {name: self.named[name] for name in names}
+        # fp16 has gradients that overflow as a rule, and a scale that sees to them.
+        watched = {} if scale else gradients
         if not self.skips:
             self.watch.note(update.number, losses, watched)
-        elif fault := self._reason_to_skip(Shown(update.number, losses, gradients(watched))):
+        elif fault := self._reason_to_skip(Shown(update.number, losses, summed(watched))):
             self._put_back(before)
             self._clear(names)
             return Measured(terms, skipped=fault)
         self.latest = update.number
-        norms = self._step(names, update, scaler)
+        norms = self._step(gradients, update, scale)
         norms_of_phase = [norm for name in names for norm in self.norms[name]]
         average_notes(norms_of_phase, notes, update.micro_batches, self.accelerator)
         self._put_back({**before, **{name: after[name] for name in names if name in after}})
@@ -161,47 +161,52 @@ class AcceleratedEngine:
         return sorted(self.averages.stale)
 
     def take_statistics(self, name: str, updates: Iterable[tuple[Update, Batches]]) -> None:
-        average, norms = self.averages.modules[name].train(), self.averages.norms[name]
+        self.averages.show([name])
+        module, norms = self.bare[name].train(), self.averages.reset_statistics(name)
         before = self._loose_values()
+        momenta = [norm.momentum for norm in norms]
         for norm in norms:
-            norm.reset_running_stats()
+            norm.momentum = None  # these statistics are plain means over batches
         for update, batches in updates:
             notes: dict[int, Notes] = {}
             for micro, arrays in batches:
                 seed_generators(seed_of(*update.key, micro.number), self.device)
                 batch: Mapping[str, Tensor] = self._put(arrays)
                 if update.phase.prepare is not None:
+                    self.averages.show(())
                     batch = self._prepare(update.phase.prepare, batch)
+                    self.averages.show([name])
                 self._train_only(())
                 with torch.no_grad(), self._autocast():
-                    update.phase.loss(SimpleNamespace(**{**self.bare, name: average}), batch, self.ops)
+                    update.phase.loss(SimpleNamespace(**self.bare), batch, self.ops)
                 notes[IDLE if micro.idle else micro.number] = take_notes(norms)
                 take_notes([norm for own in self.norms.values() for norm in own])
                 self._put_back(before)
             average_notes(norms, notes, update.micro_batches, self.accelerator)
-        average.eval()
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        module.train(name in self.trained)
         self.averages.settled(name)
 
     def fault(self, *, weights: bool = False) -> Fault | None:
         found = self.watch.look()
         if found is None and weights:
-            found = weights_fault(
-                self.latest, {name: self.named[name] for name in self.optimizers.optimizers}
-            )
+            self.averages.show(())
+            found = weights_fault(self.latest, {name: self.held[name].weights() for name in self.trained})
         return first_of(self.gather(as_json(found)))
 
     def run(
         self, function: Callable[[Models, Mapping[str, Any], Ops], Any], batch: Batch, *, key: Key
     ) -> Any:
         self._train_only(())
+        self.averages.show(self.averages.used())
         seed_generators(seed_of(*key), self.device)
-        modules = {**self.bare, **self.averages.used()}
-        was_training = [module for module in modules.values() if module.training]
+        was_training = [module for module in self.bare.values() if module.training]
         for module in was_training:
             module.eval()
         try:
             with torch.no_grad(), self._autocast():  # slopes in the input turn gradients on themselves
-                return function(SimpleNamespace(**modules), self._put(batch), self.ops)
+                return function(SimpleNamespace(**self.bare), self._put(batch), self.ops)
         finally:
             for module in was_training:
                 module.train()
@@ -231,49 +236,93 @@ class AcceleratedEngine:
             ]
         )
 
-    def tensors(self) -> Iterator[tuple[Part, str, Tensor]]:
-        for name, module in self.bare.items():
-            for key, tensor in named_tensors(module).items():
-                yield "models", f"{name}/{key}", tensor.detach()
-        for key, tensor in self.optimizers.tensors():
-            yield "optimizers", key, tensor
-        for key, tensor in self.averages.tensors():
-            yield "averages", key, tensor
+    def sizes(self) -> Iterator[tuple[Part, str, int]]:
+        for part, model, name, key, tensor in self._parts():
+            yield part, path_of(model, name, key), self.held[model].size(name, tensor)
 
-    def scalars(self) -> dict[str, Any]:
-        scalers = {label: scaler.state_dict() for label, scaler in self.scalers.items()}
-        return {"optimizers": self.optimizers.scalars(), "loss_scales": scalers} | {
-            "averages": self.averages.counts
+    def tensors(self) -> Iterator[tuple[Part, str, Tensor]]:
+        for part, model, name, key, tensor in self._parts():
+            yield part, path_of(model, name, key), self.held[model].whole(name, tensor)
+
+    def _parts(self) -> Iterator[tuple[Part, str, str, str, Tensor]]:
+        """This rank's part of every tensor: of which model, parameter or buffer, and key of its state."""
+        self.averages.show(())
+        for model in self.held:
+            for name, tensor in self._own(model).items():
+                yield "models", model, name, "", tensor
+        for model, held in self.held.items():
+            for name, key, value in held.state():
+                if isinstance(value, Tensor):
+                    yield "optimizers", model, name, key, value
+        for model, name, tensor in self.averages.tensors():
+            yield "averages", model, name, "", tensor
+
+    def _own(self, model: str) -> dict[str, Tensor]:
+        """This rank's parts of the parameters of a model, and the buffers that a checkpoint holds."""
+        weights = dict(self.held[model].weights())
+        return {
+            name: weights.get(name, own.detach()) for name, own in named_tensors(self.bare[model]).items()
         }
 
+    def scalars(self) -> dict[str, Any]:
+        scales = {label: scale.state() for label, scale in self.scales.items()}
+        numbers = {
+            path_of(model, name, key): value
+            for model, held in self.held.items()
+            for name, key, value in held.state()
+            if not isinstance(value, Tensor)
+        }
+        return {"optimizers": {"numbers": numbers}, "loss_scales": scales, "averages": self.averages.counts}
+
+    @torch.no_grad()
     def restore(self, tensors: Mapping[Part, Mapping[str, Tensor]], scalars: Mapping[str, Any]) -> None:
-        own: dict[Part, dict[str, Tensor]] = {"models": {}, "averages": {}}
-        for part, name, tensor in self.tensors():
-            if part != "optimizers":
-                own[part][name] = tensor
-        restore_tensors(own, tensors)
-        self.optimizers.restore(tensors.get("optimizers", {}), scalars["optimizers"])
+        self.averages.show(())
+        own = {
+            model: {name: self._shape(model, name, t) for name, t in self._own(model).items()}
+            for model in self.held
+        }
+        models = fitting("models", own, tensors.get("models", {}))
+        kept: dict[str, dict[str, tuple[int, ...]]] = {model: {} for model in self.averages.specs}
+        for model, name, tensor in self.averages.tensors():
+            kept[model][name] = self._shape(model, name, tensor)
+        averages = fitting("averages", kept, tensors.get("averages", {}))
+        for model, held in self.held.items():
+            parameters = dict(held.weights())
+            for name, tensor in self._own(model).items():
+                given = models[model][name]
+                tensor.copy_(held.part(name, given) if name in parameters else given)
+            held.refresh()
+        self._restore_optimizers({**scalars["optimizers"]["numbers"], **tensors.get("optimizers", {})})
         for label, state in scalars["loss_scales"].items():
-            scaler = self._scaler(label)
-            if scaler is not None:
-                scaler.load_state_dict(state)
-        self.averages.restore(scalars.get("averages", {}))  # older checkpoints have none
+            if (scale := self._scale(label)) is not None:
+                scale.restore(state)
+        self.averages.restore(averages, scalars.get("averages", {}))  # older checkpoints have none
+
+    def _restore_optimizers(self, state: Mapping[str, Any]) -> None:
+        """Give every optimizer its state, of canonical names."""
+        entries: dict[str, dict[str, dict[str, Any]]] = {model: {} for model in self.trained}
+        for path, value in state.items():
+            model, _, rest = path.partition("/")
+            name, _, key = rest.rpartition("/")
+            entries.setdefault(model, {}).setdefault(name, {})[key] = value
+        for model, own in entries.items():
+            if model not in self.trained:
+                more = ", ".join(f"{model}/{name}" for name in sorted(own)[:8])
+                raise CheckpointError(f"optimizer state of parameters that the recipe lacks: {more}")
+            self.held[model].restore(own)
+
+    def _shape(self, model: str, name: str, tensor: Tensor) -> tuple[int, ...]:
+        """The shape of the whole of a parameter, or of a buffer."""
+        weights = {key for key, _ in self.held[model].weights()}
+        return self.held[model].shape(name) if name in weights else tuple(tensor.shape)
 
     def close(self) -> None:
         """Let go of models and optimizers: DDP must end before the process group does."""
-        for held in (
-            self.bare,
-            self.wrapped,
-            self.averages.modules,
-            self.averages.own,
-            self.parameters,
-            self.named,
-            self.trained,
-            self.norms,
-            self.loose,
-        ):
-            held.clear()
-        self.optimizers = Optimizers({}, {}, {})
+        for held in self.held.values():
+            held.close()
+        self.averages.close()
+        for each in (self.held, self.bare, self.norms, self.loose):
+            each.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -309,28 +358,24 @@ class AcceleratedEngine:
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, self.half) if self.half else nullcontext()
 
-    def _scaler(self, label: str) -> torch.amp.GradScaler | None:
-        if self.needs_scaler and label not in self.scalers:
-            self.scalers[label] = torch.amp.GradScaler(self.device.type)
-        return self.scalers.get(label)
+    def _scale(self, label: str) -> LossScale | None:
+        return self.scales.setdefault(label, LossScale()) if self.needs_scale else None
 
-    def _synchronised(self, names: Sequence[str], is_last: bool) -> AbstractContextManager[Any]:
-        """Gradients go over the ranks with the last micro-batch alone."""
-        if is_last or self.world == 1:
-            return nullcontext()
+    def _accumulating(self, names: Sequence[str], is_last: bool) -> AbstractContextManager[Any]:
+        """Gradients go over the ranks with the last micro-batch alone, where they need not sooner."""
         stack = ExitStack()
         for name in names:
-            stack.enter_context(self.accelerator.no_sync(self.wrapped[name]))
+            stack.enter_context(self.held[name].accumulating(is_last))
         return stack
 
     def _train_only(self, names: tuple[str, ...]) -> None:
         """Let gradients reach the parameters of these models and of no others."""
         if names == self.trainable:
             return
-        for parameter in (parameter for name in self.trainable for parameter in self.trained[name]):
-            parameter.requires_grad_(False)
-        for parameter in (parameter for name in names for parameter in self.trained[name]):
-            parameter.requires_grad_(True)
+        for name in self.trainable:
+            self.held[name].train(False)
+        for name in names:
+            self.held[name].train(True)
         self.trainable = names
 
     def _total_weight(self, terms: Sequence[tuple[Any, Logs]]) -> Tensor:
@@ -339,55 +384,63 @@ class AcceleratedEngine:
         total = self.accelerator.reduce(weight, "sum") if self.world > 1 else weight
         return total.clamp_min(1e-12).to(self.dtype)  # where nothing has weight, nothing moves
 
-    def _rescale(self, names: Sequence[str], factor: Tensor | float) -> None:
-        """Multiply the gradients by `factor`, and by the ranks over which DDP averaged where a sum is wanted.
+    def _reduced(self, names: Sequence[str], factor: Tensor | float) -> dict[str, Named]:
+        """The gradients times `factor`, and the ranks over which they are means where a sum is wanted.
 
         Not in the loss: there fp16 would overflow the sooner the more ranks there are.
         """
-        factor = factor * self.world
-        if isinstance(factor, Tensor) or factor != 1:
-            for name in names:
-                grads = [p.grad for p in self.trained[name] if p.grad is not None]
-                torch._foreach_mul_(grads, factor)
+        gradients = {}
+        for name in names:
+            self.held[name].reduce()
+            gradients[name] = self.held[name].gradients()
+            rescale([gradient for _, gradient in gradients[name]], factor * self.world)
+        return gradients
 
     def _step(
-        self, names: Sequence[str], update: Update, scaler: torch.amp.GradScaler | None
+        self, gradients: Mapping[str, Named], update: Update, scale: LossScale | None
     ) -> dict[str, Tensor]:
         """Clip, set the rate, step, clear: one model after the other. The norms are those before clipping."""
         norms = {}
-        for name in names:
-            optimizer, parameters = self.optimizers[name], self.trained[name]
+        moves = True
+        if scale is not None:
+            for named in gradients.values():
+                rescale([gradient for _, gradient in named], 1 / scale.scale)
+            moves = not self._is_bad(Shown(update.number, {}, summed(gradients)))
+            scale.updated(is_finite=moves)
+        for name, named in gradients.items():
+            own = [gradient for _, gradient in named]
             highest, longest = self.clips[name]
-            if scaler is not None:
-                scaler.unscale_(optimizer)
+            total = self._sum if self.held[name].is_split else None
             if update.measure or (longest is not None and highest is None):
-                norms[name] = norm = _norm(parameters)
-            if highest is not None:
-                nn.utils.clip_grad_value_(parameters, highest)
+                norms[name] = total_norm(own, total)
+            if not moves:
+                continue
+            clip_values(own, highest)
             if longest is not None:
-                norm = norm if highest is None else _norm(parameters)
-                nn.utils.clip_grads_with_norm_(parameters, longest, norm)
-            self.optimizers.set(name, update.settings[name])
-            if scaler is not None:
-                scaler.step(optimizer)
-            else:
-                optimizer.step()
-        self._clear(names)
-        if scaler is not None:
-            scaler.update()
+                clip_norm(own, longest, norms[name] if highest is None else total_norm(own, total))
+            self.held[name].step(update.settings[name])
+        self._clear(gradients)
         return norms
 
-    def _clear(self, names: Sequence[str]) -> None:
+    def _clear(self, names: Iterable[str]) -> None:
         for name in names:
-            for parameter in self.parameters[name]:
-                parameter.grad = None
+            self.held[name].clear()
 
-    def _reason_to_skip(self, shown: Shown) -> Fault | None:
-        """What is not finite on any rank; every rank hears of it, at the cost of one wait for the device."""
+    def _sum(self, number: Tensor) -> Tensor:
+        """The sum of a number over the ranks."""
+        total: Tensor = self.accelerator.reduce(number, "sum")
+        return total
+
+    def _is_bad(self, shown: Shown) -> bool:
+        """Whether anything is not finite on any rank, at the cost of one wait for the device."""
         is_bad = not all_finite([shown], self.device)
         if self.world > 1:
-            is_bad = bool(self.accelerator.reduce(torch.tensor(float(is_bad), device=self.device), "sum"))
-        return first_of(self.gather(as_json(shown.fault()))) if is_bad else None
+            is_bad = bool(self._sum(torch.tensor(float(is_bad), device=self.device)))
+        return is_bad
+
+    def _reason_to_skip(self, shown: Shown) -> Fault | None:
+        """What is not finite on any rank; every rank hears of it."""
+        return first_of(self.gather(as_json(shown.fault()))) if self._is_bad(shown) else None
 
     def _loose_values(self) -> dict[str, list[Tensor]]:
         """The buffers that a forward may move (see `loose_buffers`), by model; copies.
@@ -406,6 +459,15 @@ def _detached(logs: Logs) -> Logs:
     return {name: value.detach() if isinstance(value, Tensor) else value for name, value in logs.items()}
 
 
-def _norm(parameters: Sequence[Tensor]) -> Tensor:
-    """The global norm of what gradients there are."""
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+def path_of(model: str, name: str, key: str) -> str:
+    """The canonical name of a tensor: `generator/3.weight`, or `generator/3.weight/exp_avg` of its state."""
+    return f"{model}/{name}/{key}" if key else f"{model}/{name}"
+
+
+def fitting(
+    part: Part, own: Mapping[str, Mapping[str, tuple[int, ...]]], given: Mapping[str, Tensor]
+) -> dict[str, dict[str, Tensor]]:
+    """Tensors by model and name. Raises CheckpointError unless names and shapes are the same."""
+    shapes = {f"{model}/{name}": shape for model, named in own.items() for name, shape in named.items()}
+    check_names(part, shapes, given)
+    return {model: {name: given[f"{model}/{name}"] for name in named} for model, named in own.items()}

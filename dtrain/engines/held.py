@@ -1,0 +1,94 @@
+"""What differs between engines: how one model, with its optimizer, is kept among the ranks."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from dtrain.engines.torch_state import NamedOptimizer
+
+Named = list[tuple[str, Tensor]]  # by the name of a parameter
+
+
+class Held(Protocol):
+    """One model, with its optimizer where it is trained: whole on every rank, or in parts.
+
+    A part is what this rank has of a tensor; where models are whole it is the tensor itself. Methods that are
+    collective are called by every rank, in the same order.
+    """
+
+    module: nn.Module  # what is called where the model is frozen, and in evaluation
+    wrapped: nn.Module  # what is called where it is trained
+    is_split: (
+        bool  # whether ranks have parts alone of gradients and weights: then norms are summed over ranks
+    )
+
+    def train(self, on: bool) -> None:
+        """Let gradients reach the parameters that are trained, or not."""
+        ...
+
+    def accumulating(self, is_last: bool) -> AbstractContextManager[Any]:
+        """What surrounds a micro-batch: at the latest with the last, gradients go over the ranks."""
+        ...
+
+    def reduce(self) -> None:
+        """After the last backward: gradients are means over the ranks from now on. Collective."""
+        ...
+
+    def gradients(self) -> Named:
+        """This rank's parts of the gradients that there are; the engine changes them in place."""
+        ...
+
+    def weights(self) -> Named:
+        """This rank's parts of all parameters, in the precision in which they are trained."""
+        ...
+
+    def refresh(self) -> None:
+        """The weights were changed in place: let what the module computes with follow. Collective."""
+        ...
+
+    def step(self, settings: Mapping[str, Any]) -> None:
+        """One step of the optimizer, as a schedule says. Collective."""
+        ...
+
+    def clear(self) -> None:
+        """Let go of the gradients."""
+        ...
+
+    def size(self, name: str, part: Tensor) -> int:
+        """How many bytes the whole of a part of a parameter, or of its state, takes."""
+        ...
+
+    def whole(self, name: str, part: Tensor) -> Tensor:
+        """The whole of which the ranks have parts of a parameter, or of its state. Collective."""
+        ...
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        """This rank's part of the whole of a parameter."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of the whole of a parameter."""
+        ...
+
+    def state(self) -> Iterator[tuple[str, str, Any]]:
+        """The optimizer's state: a parameter, a key, and this rank's part, or what all ranks have alike."""
+        ...
+
+    def restore(self, state: Mapping[str, dict[str, Any]]) -> None:
+        """Take up an optimizer's state of whole tensors, by parameter and key.
+
+        Raises CheckpointError where it belongs to other parameters.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the model and its optimizer."""
+        ...
+
+
+Build = Callable[
+    [Mapping[str, Tensor]], NamedOptimizer
+]  # of the parameters that are trained, or parts of them
+Hold = Callable[[nn.Module, Build | None], Held]  # the engine's way to keep a module; None: it is not trained

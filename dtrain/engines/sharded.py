@@ -1,0 +1,167 @@
+"""A model of which every rank has a part: FSDP2, torch's `fully_shard`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
+from torch.distributed.tensor import DTensor, Shard
+
+from dtrain.backends.torch_backend import trained_parameters
+from dtrain.engines.held import Build, Named
+from dtrain.engines.scale import FSDP
+
+LARGE = 1_000_000  # parameters
+
+
+class Sharded:
+    """Its parameters are cut along their first axis, and are whole only while a block computes with them.
+
+    The optimizer steps this rank's parts, as plain tensors. Source: Zhao et al. 2023 (arXiv:2304.11277), and
+    torch's own design of the second version.
+    """
+
+    is_split = True
+
+    def __init__(self, module: nn.Module, build: Build | None, mesh: DeviceMesh, options: FSDP):
+        trained = list(trained_parameters(module))
+        shard(module, mesh, options)
+        self.module = self.wrapped = module
+        assert isinstance(module, FSDPModule)  # fully_shard has made it one
+        self.root: FSDPModule = module
+        self.mesh = mesh
+        self.options = options
+        self.parameters: dict[str, DTensor] = dict(module.named_parameters())  # type: ignore[arg-type]
+        self.trained = [self.parameters[name] for name in trained] if build is not None else []
+        self.parts = {name: local(parameter).detach() for name, parameter in self.parameters.items()}
+        own = {name: self.parts[name] for name in trained}
+        self.optimizer = None if build is None else build(own)
+        self.names = {id(parameter): name for name, parameter in self.parameters.items()}
+
+    def train(self, on: bool) -> None:
+        self._reshard()  # what is whole at the moment would go by what was said before
+        for parameter in self.trained:
+            parameter.requires_grad_(on)
+
+    def accumulating(self, is_last: bool) -> AbstractContextManager[Any]:
+        if self.options.accumulate == "whole":
+            self.root.set_requires_gradient_sync(is_last)
+        return nullcontext()
+
+    def reduce(self) -> None:
+        """It was done in the backward of each block."""
+
+    def gradients(self) -> Named:
+        return [(n, local(p.grad)) for n, p in self.parameters.items() if p.grad is not None]
+
+    def weights(self) -> Named:
+        return list(self.parts.items())
+
+    def refresh(self) -> None:
+        """Blocks gather these parts when they compute; one that is whole would not."""
+        self._reshard()
+
+    def step(self, settings: Mapping[str, Any]) -> None:
+        assert self.optimizer is not None
+        self.optimizer.set(settings)
+        for name, gradient in self.gradients():
+            self.parts[name].grad = gradient
+        self.optimizer.step()
+        for part in self.parts.values():
+            part.grad = None
+
+    def clear(self) -> None:
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def size(self, name: str, part: Tensor) -> int:
+        return self.parameters[name].numel() * part.itemsize if self._is_part(name, part) else part.nbytes
+
+    def whole(self, name: str, part: Tensor) -> Tensor:
+        if not self._is_part(name, part):
+            return part
+        like = self.parameters[name]
+        local = DTensor.from_local(
+            part, self.mesh, [Shard(0)], run_check=False, shape=like.shape, stride=like.stride()
+        )
+        return local.full_tensor()
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        if tuple(whole.shape) != self.shape(name):
+            return whole
+        pieces = whole.chunk(self.mesh.size())
+        rank = self.mesh.get_local_rank()
+        return pieces[rank] if rank < len(pieces) else whole[:0]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.parameters[name].shape)
+
+    def state(self) -> Iterator[tuple[str, str, Any]]:
+        return iter(()) if self.optimizer is None else self.optimizer.state()
+
+    def restore(self, state: Mapping[str, dict[str, Any]]) -> None:
+        if self.optimizer is not None:
+            self.optimizer.restore(
+                {
+                    name: {
+                        key: self.part(name, value)
+                        if isinstance(value, Tensor) and name in self.parts
+                        else value
+                        for key, value in entry.items()
+                    }
+                    for name, entry in state.items()
+                }
+            )
+
+    def close(self) -> None:
+        del self.wrapped, self.module, self.root, self.optimizer
+        self.trained, self.parameters, self.parts = [], {}, {}
+
+    def _is_part(self, name: str, tensor: Tensor) -> bool:
+        """Whether a tensor is cut as the parameter is; a number, such as of the steps, is not."""
+        return name in self.parts and tensor.ndim > 0 and tensor.shape == self.parts[name].shape
+
+    def _reshard(self) -> None:
+        for module in self.module.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that is cut."""
+    assert isinstance(tensor, DTensor)
+    return tensor.to_local()
+
+
+def shard(module: nn.Module, mesh: DeviceMesh, options: FSDP) -> None:
+    """Cut a module in place: each block by itself, and what is left as one more."""
+    policy = MixedPrecisionPolicy()
+    offload = CPUOffloadPolicy() if options.offload else OffloadPolicy()
+    for block in [*blocks(module, options.blocks), module]:
+        fully_shard(
+            block, mesh=mesh, reshard_after_forward=options.reshard, mp_policy=policy, offload_policy=offload
+        )
+
+
+def blocks(module: nn.Module, patterns: Sequence[str] | None) -> list[nn.Module]:
+    """The parts of a module that are gathered by themselves, inner ones first.
+
+    Those whose names match a pattern; without patterns, the items of the outermost lists of layers, if they
+    are made of several layers, as the blocks of a transformer are, or large.
+    """
+    if patterns is not None:
+        named = list(module.named_modules())[1:]
+        return [child for name, child in reversed(named) if any(fnmatchcase(name, p) for p in patterns)]
+    if not isinstance(module, nn.ModuleList | nn.Sequential):
+        return [block for child in module.children() for block in blocks(child, None)]
+    sizes = {child: sum(p.numel() for p in child.parameters()) for child in module.children()}
+    return [child for child, size in sizes.items() if size >= LARGE or (size and any(child.children()))]
