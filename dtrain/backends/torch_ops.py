@@ -15,6 +15,11 @@ from dtrain.spec.schedules import Schedule, in_steps
 from dtrain.spec.table import Imported
 from dtrain.spec.trust import EVERYTHING, Trust
 
+
+class DifferentiatedTwice(Exception):
+    """A loss has slopes in it, and the engine must know before its models are called."""
+
+
 Axes = int | tuple[int, ...] | None
 
 
@@ -28,6 +33,7 @@ class TorchOps:
         self.device = device
         self.dtype = dtype
         self.trust = trust  # of what `call` may import
+        self.differentiates_twice = True  # whether the engine is ready for losses with slopes in them
         self.step, self.pace = 0, Pace(total=1, examples=1, batch_size=1, steps_for=int)
         self._in_steps: Callable[[Schedule, Pace], Schedule] = lru_cache(in_steps)
         self._measures: dict[str, Measure] = {}  # losses and metrics that were imported, by their keys
@@ -222,6 +228,8 @@ class TorchOps:
         return F.cosine_similarity(x, y, dim=-1)
 
     def gradient(self, function: Function, x: Tensor) -> Tensor:
+        if not self.differentiates_twice:
+            raise DifferentiatedTwice
         return slope_of(function, x, differentiable=True)
 
     def gradient_penalty(self, function: Function, x: Tensor, *, target: float = 1.0) -> Tensor:

@@ -1,7 +1,7 @@
 """One optimizer update in torch, whatever the ranks have of a model: in whole, or in parts."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +11,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from dtrain.backends.torch_backend import batch_norms, build_model, embeddings
-from dtrain.backends.torch_ops import TorchOps, seed_generators
+from dtrain.backends.torch_ops import DifferentiatedTwice, TorchOps, seed_generators
 from dtrain.backends.torch_optimizers import build_optimizer
 from dtrain.backends.torch_weights import check_names, named_tensors
+from dtrain.data.order import MicroBatch
 from dtrain.data.source import Batch
 from dtrain.engines.averages import Averages
 from dtrain.engines.base import Batches, Fault, Key, Measured, Part, Update
@@ -31,7 +32,7 @@ from dtrain.spec.keys import seed_of
 from dtrain.spec.models import Model
 from dtrain.spec.optimizers import Optimizer
 from dtrain.spec.trust import EVERYTHING, Trust
-from dtrain.systems.base import Logs, Models, Ops
+from dtrain.systems.base import Logs, Loss, Models, Ops, Phase
 
 
 class TorchEngine:
@@ -91,6 +92,7 @@ class TorchEngine:
         self.watch = Watch(self.device)
         self.latest = -1  # update that moved weights
         self.trainable: tuple[str, ...] = ()
+        self.twice: set[str] = set()  # phases whose losses have slopes in them
         for name, module in self.bare.items():
             module.requires_grad_(False)
             self.held[name].train(False)
@@ -105,26 +107,14 @@ class TorchEngine:
         notes: dict[int, Notes] = {}
         after: dict[str, list[Tensor]] = {}
         for place, (micro, arrays) in enumerate(shares):
-            seed_generators(seed_of(*update.key, micro.number), self.device)
-            examples = len(next(iter(arrays.values())))
-            batch: Mapping[str, Tensor] = self._put(arrays)
-            self._put_back(before)
-            if update.phase.prepare is not None:
-                batch = self._prepare(update.phase.prepare, batch)
-                self._put_back(before)
-            self._train_only(names)
-            wrapped = {name: self.held[name].wrapped for name in names}
-            models = SimpleNamespace(**{**self.bare, **wrapped})
-            with self._accumulating(names, place == len(shares) - 1):
-                with self._autocast():
-                    loss = update.phase.loss(models, batch, self.ops)
-                weight = 0.0 if micro.idle else examples if loss.weight is None else loss.weight
-                scaled = loss.value.to(self.dtype)
-                if isinstance(weight, Tensor):  # in this order, as whole numbers over one are float32
-                    scaled = scaled * weight / update.size
-                elif weight != update.size:
-                    scaled = scaled * (weight / update.size)
-                (scaled * scale.scale if scale else scaled).backward()
+            batch = self._put(arrays)
+            is_last = place == len(shares) - 1
+            try:
+                weight, loss = self._backward(update, micro, batch, before, is_last)
+            except DifferentiatedTwice:  # raised before there was a gradient; from now on it is known
+                self.twice.add(update.phase.label)
+                take_notes([norm for own in self.norms.values() for norm in own])
+                weight, loss = self._backward(update, micro, batch, before, is_last)
             terms.append((weight, {"loss": loss.value.detach(), **_detached(loss.terms)}))
             taken = take_notes([norm for name in names for norm in self.norms[name]])
             take_notes([norm for name in self.bare if name not in names for norm in self.norms[name]])
@@ -153,6 +143,37 @@ class TorchEngine:
                 torch.distributed.broadcast(buffer, 0)
         self.averages.updated(names)
         return Measured(terms, norms)
+
+    def _backward(
+        self,
+        update: Update,
+        micro: MicroBatch,
+        batch: Mapping[str, Tensor],
+        before: Mapping[str, Sequence[Tensor]],
+        is_last: bool,
+    ) -> tuple[Any, Loss]:
+        """Forward and backward of one micro-batch, whose gradients are added up; its weight and loss."""
+        phase, scale = update.phase, self._scale(update.phase.label)
+        examples = len(next(iter(batch.values())))
+        seed_generators(seed_of(*update.key, micro.number), self.device)
+        self._put_back(before)
+        if phase.prepare is not None:
+            batch = self._prepare(phase.prepare, batch)
+            self._put_back(before)
+        self._train_only(phase.updates)
+        wrapped = {name: self.held[name].wrapped for name in phase.updates}
+        models = SimpleNamespace(**{**self.bare, **wrapped})
+        with self._accumulating(phase, is_last):
+            with self._autocast():
+                loss = phase.loss(models, batch, self.ops)
+            weight = 0.0 if micro.idle else examples if loss.weight is None else loss.weight
+            scaled = loss.value.to(self.dtype)
+            if isinstance(weight, Tensor):  # in this order, as whole numbers over one are float32
+                scaled = scaled * weight / update.size
+            elif weight != update.size:
+                scaled = scaled * (weight / update.size)
+            (scaled * scale.scale if scale else scaled).backward()
+        return weight, loss
 
     def stepped(self, step: int) -> None:
         self.averages.stepped(step)
@@ -361,12 +382,21 @@ class TorchEngine:
     def _scale(self, label: str) -> LossScale | None:
         return self.scales.setdefault(label, LossScale()) if self.needs_scale else None
 
-    def _accumulating(self, names: Sequence[str], is_last: bool) -> AbstractContextManager[Any]:
-        """Gradients go over the ranks with the last micro-batch alone, where they need not sooner."""
-        stack = ExitStack()
-        for name in names:
-            stack.enter_context(self.held[name].accumulating(is_last))
-        return stack
+    @contextmanager
+    def _accumulating(self, phase: Phase, is_last: bool) -> Iterator[None]:
+        """Gradients go over the ranks with the last micro-batch alone, where they need not sooner.
+
+        Where a loss has slopes in it, the backward goes through the backward of a model: all are kept whole.
+        """
+        is_twice = phase.label in self.twice
+        self.ops.differentiates_twice = is_twice or not any(held.is_split for held in self.held.values())
+        with ExitStack() as stack:
+            for name in phase.updates:
+                stack.enter_context(self.held[name].accumulating(is_last))
+            for held in self.held.values() if is_twice else ():
+                stack.enter_context(held.kept_whole())
+            yield
+        self.ops.differentiates_twice = True
 
     def _train_only(self, names: tuple[str, ...]) -> None:
         """Let gradients reach the parameters of these models and of no others."""

@@ -32,6 +32,10 @@ class Held(Protocol):
         """What surrounds a micro-batch: at the latest with the last, gradients go over the ranks."""
         ...
 
+    def kept_whole(self) -> AbstractContextManager[Any]:
+        """What surrounds a micro-batch, inside `accumulating`, in which a backward is differentiated."""
+        ...
+
     def reduce(self) -> None:
         """After the last backward: gradients are means over the ranks from now on. Collective."""
         ...

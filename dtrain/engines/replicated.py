@@ -36,6 +36,9 @@ class Replicated:
         context: AbstractContextManager[Any] = self.accelerator.no_sync(self.wrapped)
         return context
 
+    def kept_whole(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
     def reduce(self) -> None:
         """DDP has done it in the last backward."""
 

@@ -1,10 +1,12 @@
 """A model of which every rank has a part: FSDP2, torch's `fully_shard`."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
@@ -57,6 +59,44 @@ class Sharded:
             self.root.set_requires_gradient_sync(is_last)
         return nullcontext()
 
+    @contextmanager
+    def kept_whole(self) -> Iterator[None]:
+        """A backward through a backward needs weights that FSDP would have let go of after the first.
+
+        So they and their gradients are whole until its end; then the gradients are averaged and cut here.
+        """
+        self._reshards(False)
+        for cut in self._cut():
+            cut.unshard()
+        yield
+        self._take(dict(self.module.named_parameters()))  # the whole ones, as long as they are
+        self._reshards(True)
+        self._reshard()
+
+    def _reshards(self, on: bool) -> None:
+        """Let FSDP cut weights and gradients by itself, or not."""
+        for cut in self._cut():
+            cut.set_reshard_after_forward(on and self.options.reshard, recurse=False)
+            cut.set_reshard_after_backward(on, recurse=False)
+            cut.set_requires_gradient_sync(on, recurse=False)
+
+    def _take(self, whole: Mapping[str, Tensor]) -> None:
+        """Add to the gradients this rank's parts of the means over the ranks of whole ones."""
+        named = [(name, each.grad) for name, each in whole.items() if each.grad is not None]
+        if not named:
+            return
+        flat = torch.cat([gradient.reshape(-1) for _, gradient in named])
+        dist.all_reduce(flat, group=self.mesh.get_group())
+        means = torch.split(flat / self.mesh.size(), [gradient.numel() for _, gradient in named])
+        for (name, gradient), mean in zip(named, means, strict=True):
+            like = self.parameters[name]
+            part = self.part(name, mean.view_as(gradient)).to(like.device)
+            if like.grad is None:
+                like.grad = self._cut_like(name, part.clone())
+            else:
+                local(like.grad).add_(part)
+            whole[name].grad = None
+
     def reduce(self) -> None:
         """It was done in the backward of each block."""
 
@@ -89,11 +129,7 @@ class Sharded:
     def whole(self, name: str, part: Tensor) -> Tensor:
         if not self._is_part(name, part):
             return part
-        like = self.parameters[name]
-        local = DTensor.from_local(
-            part, self.mesh, [Shard(0)], run_check=False, shape=like.shape, stride=like.stride()
-        )
-        return local.full_tensor()
+        return self._cut_like(name, part).full_tensor()
 
     def part(self, name: str, whole: Tensor) -> Tensor:
         if tuple(whole.shape) != self.shape(name):
@@ -130,10 +166,20 @@ class Sharded:
         """Whether a tensor is cut as the parameter is; a number, such as of the steps, is not."""
         return name in self.parts and tensor.ndim > 0 and tensor.shape == self.parts[name].shape
 
+    def _cut_like(self, name: str, part: Tensor) -> DTensor:
+        """The tensor, cut as the parameter is, of which this rank has a part."""
+        like = self.parameters[name]
+        return DTensor.from_local(
+            part, self.mesh, [Shard(0)], run_check=False, shape=like.shape, stride=like.stride()
+        )
+
+    def _cut(self) -> list[FSDPModule]:
+        """The blocks that are cut by themselves."""
+        return [module for module in self.module.modules() if isinstance(module, FSDPModule)]
+
     def _reshard(self) -> None:
-        for module in self.module.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        for cut in self._cut():
+            cut.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:
