@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dtrain.cli.arguments import a_recipe, said_again
+from dtrain.cli.arguments import a_recipe, said_again, scale
 from dtrain.errors import DtrainError
 from dtrain.launch.filling import ENGINES, LAST_WORDS, Job, kubernetes, slurm
 
@@ -19,6 +19,7 @@ _SHARED = (
         "--engine", type=click.Choice(list(ENGINES)), help="How to keep models: as launch/NAME.yaml does."
     ),
     click.option("--config", type=click.Path(path_type=Path), help="A file of `accelerate config` instead."),
+    scale,
     click.option(
         "--cpu", is_flag=True, help="Processes on CPUs; --devices is then how many on each machine."
     ),
@@ -58,6 +59,7 @@ def _of_a_job(command: Callable[..., None]) -> Callable[..., None]:
         devices: int,
         engine: str | None,
         config: Path | None,
+        scale_file: Path | None,
         cpu: bool,
         cores: int,
         grace: int,
@@ -70,8 +72,7 @@ def _of_a_job(command: Callable[..., None]) -> Callable[..., None]:
         from dtrain.recipe.fit import check_data, check_shares
         from dtrain.recipe.load import from_document, read
 
-        if engine is not None and config is not None:
-            raise DtrainError("--engine and --config both say how models are kept; give one of them")
+        _check_engine(engine, config, scale_file)
         document = read(recipe, overrides, set_files=set_files, trust=trust_of(untrusted, trust))
         loaded = from_document(document)
         if data_elsewhere:
@@ -79,6 +80,7 @@ def _of_a_job(command: Callable[..., None]) -> Callable[..., None]:
         else:
             check_data(loaded, document, nodes * devices)
         asked = said_again(recipe, overrides, set_files, untrusted, trust)
+        asked += [] if scale_file is None else ["--scale", str(scale_file)]
         job = Job(
             name=loaded.name if name is None else name,
             recipe=str(recipe),
@@ -104,6 +106,22 @@ def _of_a_job(command: Callable[..., None]) -> Callable[..., None]:
         command(job, **own)
 
     return reduce(lambda inner, add: add(inner), reversed(_SHARED), a_recipe(carry_out))
+
+
+def _check_engine(engine: str | None, config: Path | None, scale_file: Path | None) -> None:
+    """Raise DtrainError where two places say how models are kept, or a file is wrong or not there."""
+    from dtrain.engines.scale import DDP, read_scale
+
+    if engine is not None and config is not None:
+        raise DtrainError("--engine and --config both say how models are kept; give one of them")
+    if config is not None and not config.is_file():
+        raise DtrainError(f"--config {config} is not there; launch/zero2.yaml and the like would do")
+    found = read_scale({}, scale_file).engine
+    if found != DDP() and (engine, config) != (None, None):
+        other = "--engine" if config is None else "--config"
+        raise DtrainError(
+            f"{scale_file} says engine.kind = {found.kind!r}, and {other} says it, too; keep one"
+        )
 
 
 @click.group()

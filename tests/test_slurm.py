@@ -1,0 +1,71 @@
+"""What `dtrain launch slurm` prints, on a real Slurm of two machines: it saves when asked, and carries on."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import only_run, start_two
+from launching import ROOT
+from slurm_cluster import Cluster, cluster, missing, wait_for
+from test_resume import assert_same_run, steps_logged
+
+from dtrain.checkpoint.read import checkpoints_in
+
+pytestmark = pytest.mark.skipif(missing() != "", reason=missing())
+
+SOON = 120  # seconds, after which a test gives up
+LONG = ["train.steps=300", "every.save=0", "every.evaluate=0", "every.sample=0"]
+
+
+def submit(slurm: Cluster, recipe: Path, runs: Path) -> str:
+    """Hand sbatch what dtrain prints, unchanged; the number of the job."""
+    script = slurm.call(
+        *(sys.executable, "-m", "dtrain", "launch", "slurm", str(recipe), *LONG, "--runs", str(runs)),
+        *("--nodes", "2", "--devices", "1", "--cores", "1", "--grace", "60", "--partition", "low"),
+        environment={"PYTHONPATH": str(ROOT)},
+    )
+    environment = {
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HOME": "/nonexistent",
+    }
+    environment["PATH"] = f"{Path(sys.executable).parent}:{slurm.variables['PATH']}"
+    return slurm.call("sbatch", "--parsable", stdin=script, environment=environment).strip()
+
+
+def said_by(slurm: Cluster, job: str) -> str:
+    return (slurm.folder / f"slurm-tiny-gan-{job}.out").read_text()
+
+
+def test_a_job_saves_when_asked_or_preempted_queues_itself_again_and_ends_with_the_same_bits(
+    gan: Path, tmp_path: Path
+) -> None:
+    alone = start_two("run", gan, *LONG, "--runs", tmp_path / "alone", log=tmp_path / "alone.log")
+    runs, folder = tmp_path / "runs", tmp_path / "slurm"
+    folder.mkdir()
+    with cluster(folder) as slurm:
+        job = submit(slurm, gan, runs)
+
+        def lives_on(restarts: int, steps: int) -> bool:
+            assert slurm.job(job)["JobState"] not in ("FAILED", "CANCELLED"), said_by(slurm, job)
+            return slurm.job(job)["Restarts"] == str(restarts) and steps_logged(runs) >= steps
+
+        wait_for(lambda: lives_on(0, 5), seconds=SOON, what="the first life trains")
+        slurm.call("scancel", "--batch", "--signal=USR1", job)  # what Slurm does near the time limit
+        wait_for(lambda: lives_on(1, 0), seconds=SOON, what="it queues itself again")
+        before = steps_logged(runs)
+        wait_for(lambda: lives_on(1, before + 5), seconds=SOON, what="the second life trains")
+        slurm.call("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--wrap=true")
+        wait_for(lambda: lives_on(2, 0), seconds=SOON, what="Slurm queues it again")
+        wait_for(lambda: slurm.job(job)["JobState"] == "COMPLETED", seconds=SOON, what="the last life ends")
+        said = said_by(slurm, job)
+    stops = re.findall(r"stopped by (SIG\w+) at step (\d+)", said)
+    assert {number for number, _ in stops} == {"SIGUSR1", "SIGTERM"}, said
+    steps = [int(step) for step in re.findall(r"carrying on from \S+step-(\d+)", said)]
+    assert steps == sorted({int(step) for _, step in stops}), said
+    assert [life.end() for life in alone] == [0, 0], [life.said for life in alone]
+    for stopped in checkpoints_in(only_run(runs))[:-1]:
+        stopped.rename(tmp_path / stopped.name)
+    assert_same_run(only_run(runs), only_run(tmp_path / "alone"))
