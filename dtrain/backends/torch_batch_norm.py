@@ -22,13 +22,15 @@ class RecordingBatchNorm(nn.modules.batchnorm._BatchNorm):
         return None
 
     def forward(self, x: Tensor) -> Tensor:
+        dtype = self.note_dtype(x)
+        # Weights may be kept in half precision, statistics never: torch wants both to be alike.
+        weight = None if self.weight is None else self.weight.to(dtype)
+        bias = None if self.bias is None else self.bias.to(dtype)
         if not self.training:
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
-        note = torch.zeros(2, self.num_features, dtype=self.note_dtype(x), device=x.device)
+            return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, False, 0.0, self.eps)
+        note = torch.zeros(2, self.num_features, dtype=dtype, device=x.device)
         # With a momentum of 1, torch writes the batch's own statistics where the running ones stand.
-        out = F.batch_norm(x, note[0], note[1], self.weight, self.bias, True, 1.0, self.eps)
+        out = F.batch_norm(x, note[0], note[1], weight, bias, True, 1.0, self.eps)
         self.notes.append(note)
         return out
 

@@ -5,8 +5,7 @@ from functools import partial
 from accelerate import Accelerator
 
 from dtrain.engines.held import Hold
-from dtrain.engines.scale import DDP, FSDP, Parallel
-from dtrain.errors import LaunchError
+from dtrain.engines.scale import DDP, FSDP, Parallel, ZeRO
 
 
 def hold(parallel: Parallel, accelerator: Accelerator) -> Hold:
@@ -23,4 +22,10 @@ def hold(parallel: Parallel, accelerator: Accelerator) -> Hold:
 
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         return partial(Sharded, mesh=mesh, options=parallel)
-    raise LaunchError(f"dtrain has no engine {parallel.kind} yet")
+    assert isinstance(parallel, ZeRO)
+    from dtrain.engines.zero_world import DeepSpeedWorld
+
+    world = DeepSpeedWorld(accelerator.device)  # first: it says for which device DeepSpeed is imported
+    from dtrain.engines.zero import hold_by_zero
+
+    return partial(hold_by_zero, accelerator=accelerator, options=parallel, world=world)

@@ -13,7 +13,7 @@ from dtrain.recipe.document import Document, Said, Sayings
 from dtrain.recipe.locate import located
 from dtrain.recipe.texts import open_text, parse
 from dtrain.spec.decode import decode
-from dtrain.spec.table import AtLeastOne, OneOf, Table, kind, table
+from dtrain.spec.table import AtLeastOne, Natural, OneOf, Positive, Table, Wrong, kind, table
 
 Patterns = Annotated[tuple[str, ...], AtLeastOne()]
 
@@ -43,11 +43,33 @@ class FSDP(Parallel):
 
 @kind(Parallel, "zero")
 class ZeRO(Parallel):
-    """In parts: DeepSpeed's ZeRO."""
+    """In parts: DeepSpeed's ZeRO, whose words these are. Sizes are counted in numbers, not in bytes."""
 
     stage: Literal[1, 2, 3]  # optimizer state; gradients, too; weights, too
-    offload_optimizer: bool = False  # keep optimizer state in the memory of the CPU
+    offload_optimizer: bool = False  # keep optimizer state in the memory of the CPU; from stage 2
     offload_parameters: bool = False  # and weights; of stage 3
+    pin_memory: bool = True  # of what is offloaded from a GPU: faster, but that memory is never swapped out
+    # keep a second set of weights in bf16 to compute with, where the recipe says bf16; from stage 2
+    half_parameters: bool = False
+    reduce_bucket_size: Positive = 50_000_000  # gradients that go over the ranks together
+    allgather_bucket_size: Positive = 500_000_000  # weights that do, of stages 1 and 2
+    overlap_comm: bool = True  # let gradients go over while the backward goes on; takes a second bucket
+    persistence_threshold: Natural = 100_000  # smaller parameters stay whole, of stage 3
+    prefetch_bucket_size: Natural = 50_000_000  # weights gathered ahead, of stage 3
+    max_live_parameters: Positive = 1_000_000_000  # weights that may be whole at a time, of stage 3
+    max_reuse_distance: Natural = (
+        0  # let weights stay whole if they are used again within so many, of stage 3
+    )
+
+    def __post_init__(self) -> None:
+        if self.offload_optimizer and self.stage == 1:
+            raise Wrong("offload_optimizer", "is for the stages 2 and 3")
+        if self.offload_parameters and self.stage != 3:
+            raise Wrong("offload_parameters", "is for stage 3, which alone keeps weights in parts")
+        if self.half_parameters and self.stage == 1:
+            raise Wrong(
+                "half_parameters", "is for the stages 2 and 3; stage 1 would add up gradients in bf16"
+            )
 
 
 @table
@@ -103,11 +125,14 @@ def engine_asked(environment: Mapping[str, str]) -> Parallel | None:
             raise LaunchError(
                 f"the launcher asks for ZeRO stage {stage}; 1, 2 or 3 would do, or launch/ddp.yaml"
             )
-        return ZeRO(
-            stage=int(stage),  # type: ignore[arg-type]  # it is one of the three
-            offload_optimizer=_is_on_cpu(environment, "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"),
-            offload_parameters=_is_on_cpu(environment, "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"),
-        )
+        try:
+            return ZeRO(
+                stage=int(stage),  # type: ignore[arg-type]  # it is one of the three
+                offload_optimizer=_is_on_cpu(environment, "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"),
+                offload_parameters=_is_on_cpu(environment, "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"),
+            )
+        except Wrong as error:
+            raise LaunchError(f"the launcher asks for ZeRO stage {stage}: {error.at} {error}") from None
     return None
 
 
