@@ -68,9 +68,10 @@ def described(run: Run, fault: Fault) -> list[str]:
     if fault.where == "loss":
         values = dict(fault.values)
         loss, trained = values.pop("loss"), " and ".join(turn.phase.updates)
-        lines = [
-            f"{place}: the loss that {trained} should minimise is {loss} (micro-batch {fault.micro_batch})"
-        ]
+        world = run.engine.world
+        of_rank = f", of rank {fault.micro_batch % world}" if world > 1 else ""
+        micro = f"micro-batch {fault.micro_batch}{of_rank}"
+        lines = [f"{place}: the loss that {trained} should minimise is {loss} ({micro})"]
         return [*lines, f"its terms: {shown(values.items())}"] if values else lines
     if fault.where == "gradient":
         said = f"the loss is finite, but the gradient of model {fault.model} is not"

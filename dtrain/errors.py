@@ -83,6 +83,14 @@ class LaunchError(DtrainError):
     """The world that was started is not the one that was asked for."""
 
 
+class RankError(DtrainError):
+    """Some rank failed, and all of them end; it has been printed. `status` is what the processes end with."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
 class CheckpointError(DtrainError):
     """A checkpoint is missing, incomplete, altered, cannot be written, or does not fit the recipe."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dtrain.checkpoint.features import load_features
 from dtrain.data.loader import Loader, evaluation_batches
 from dtrain.engines.base import Engine
+from dtrain.engines.position import Position
 from dtrain.errors import RecipeError
 from dtrain.recipe.check import clash
 from dtrain.recipe.metrics import PREFIX
@@ -32,6 +33,7 @@ class Evaluator:
     loader: Loader  # of a sweep over the examples
     metrics: "Measuring | None"  # those of the recipe; None where it names none
     seed: int
+    position: Position
 
 
 def open_metrics(
@@ -59,6 +61,7 @@ def evaluate(on: Evaluator, *, batches: int | None = None) -> dict[str, float]:
     Or over so many of each rank's batches: enough for their names.
     """
     terms = []
+    on.position.long("evaluating its first micro-batch")
     for micro, batch in islice(evaluation_batches(on.loader), batches):
         function = partial(observed, on.system, predicts=on.metrics is not None)
         shown: Evaluation = on.engine.run(function, batch, key=(on.seed, "evaluate", micro.number))
@@ -70,6 +73,8 @@ def evaluate(on: Evaluator, *, batches: int | None = None) -> dict[str, float]:
             for name in on.metrics.tables.keys() & shown.terms.keys():
                 raise clash(name)
             on.metrics.update(*shown.predicted, idle=micro.idle)
+        on.position.at(f"evaluating, after micro-batch {micro.number}")
+    on.position.long("computing metrics")
     own = on.engine.mean(terms)
     more = {} if on.metrics is None else on.engine.share(on.metrics.compute())  # or ranks could part by a bit
     return {PREFIX + name: value for name, value in {**own, **more}.items()}

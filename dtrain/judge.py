@@ -22,7 +22,7 @@ from dtrain.spec.trust import Trust
 
 @contextmanager
 def open_evaluator(
-    recipe: Recipe, path: Path, world: World, scale: Scale, trust: Trust
+    recipe: Recipe, path: Path, world: World, scale: Scale, trust: Trust, hang_timeout: float
 ) -> Iterator[Evaluator]:
     """What evaluates the checkpoint at `path` as its recipe says, on any number of processes.
 
@@ -32,7 +32,8 @@ def open_evaluator(
         # All weights are the checkpoint's own, those too that came out of another one.
         models = {name: dataclasses.replace(spec, weights_from=None) for name, spec in recipe.models.items()}
         bare = dataclasses.replace(recipe, models=models, optimizers=empty())
-        engine = stack.enter_context(open_engine(bare, world, scale, trust))
+        engine, lookout = stack.enter_context(open_engine(bare, world, scale, trust, hang_timeout))
+        lookout.position.long("opening the data")
         source = recipe.evaluate.data or recipe.data
         # One process of each machine first: a dataset that downloads itself does so once.
         first = agreed(
@@ -41,8 +42,9 @@ def open_evaluator(
         )
         examples = agreed(engine, lambda: first or open_examples(source, "evaluate", recipe.seed, trust))
         check_fields(recipe, examples.fields)
+        lookout.position.long("restoring the checkpoint")
         agreed(engine, lambda: _restore(engine, path))
-        yield stack.enter_context(evaluator(recipe, examples, engine, trust))
+        yield stack.enter_context(evaluator(recipe, examples, engine, trust, lookout.position))
 
 
 def _restore(engine: Engine, path: Path) -> None:

@@ -28,12 +28,25 @@ def train(run: Run, stopping: Callable[[], signal.Signals | None] = nobody) -> I
     `stopping` is asked after each step, and says the same on all ranks: the signal for which to save and end
     early; None to go on. Raises DivergedError where a loss or a gradient is not finite, naming the first step
     at which it was so, CheckpointError where a checkpoint cannot be written; what was saved before stays.
+    RankError where one rank failed, or some: all of them end, and what failed has been printed.
     """
+    try:
+        for event in events(run, stopping):
+            run.position.at("telling trackers, or in the script's own code", is_long=True)
+            yield event
+    except Exception as error:
+        run.lookout.failed(error)  # before all is closed, which may take its time
+        raise
+
+
+def events(run: Run, stopping: Callable[[], signal.Signals | None]) -> Iterator[Event]:
+    """The loop itself."""
     phases, every = run.system.phases(), run.recipe.every
     labels = distinct(phase.label for phase in phases)
     updates = updates_before(phases, run.step)
     clock = Clock()
     measured: dict[str, Measured] = {}  # the latest update of each phase since the last log
+    usual: set[tuple[str, int]] = set()  # phases, with sizes, that were computed before
     if run.evaluation is not None:  # what is wrong with metrics is said now, not hours later
         names = evaluate(run.evaluation, batches=1)
         run.schedules.check(names)
@@ -51,7 +64,12 @@ def train(run: Run, stopping: Callable[[], signal.Signals | None] = nobody) -> I
             for _ in range(phase.repeat):
                 # One that is not of every step may be the latest when its turn to be logged comes.
                 update = make_update(run, phase, updates, settings, measure=logs or phase.every > 1)
-                measured[label] = run.engine.update(update, run.loader.load(updates))
+                is_first = (label, update.size) not in usual
+                run.position.load(run.step, updates, label, phase.updates, is_first=is_first)
+                batches = run.loader.load(updates)
+                run.position.train("forward and backward", is_first=is_first)
+                measured[label] = run.engine.update(update, batches)
+                usual.add((label, update.size))
                 count(run, measured[label])
                 updates += 1
                 clock.examples += update.size
@@ -148,6 +166,7 @@ def measure(run: Run, measured: Mapping[str, Measured]) -> dict[str, float]:
 
 def save(run: Run) -> Path:
     """Write a checkpoint, then delete those that need not stay."""
+    run.position.long("saving a checkpoint")
     path = write(
         run.folder,
         step=run.step,

@@ -10,7 +10,7 @@ from datetime import timedelta
 from importlib.metadata import version
 from multiprocessing import current_process
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli
 
@@ -21,8 +21,10 @@ from dtrain.data.loader import Loader
 from dtrain.data.opening import open_examples
 from dtrain.data.order import Order, Sweep
 from dtrain.data.source import Examples
+from dtrain.engines.agreement import agree, contents, facts, shapes
 from dtrain.engines.base import Engine
 from dtrain.engines.launcher import contradictions
+from dtrain.engines.position import HANG_TIMEOUT, Position
 from dtrain.engines.scale import DDP, Scale, read_scale
 from dtrain.engines.world import World, read_world
 from dtrain.errors import CheckpointError, DataError, DtrainError, LaunchError, RecipeError
@@ -38,7 +40,10 @@ from dtrain.spec.trust import EVERYTHING, Trust
 from dtrain.systems.base import System
 from dtrain.track import RunInfo, open_trackers
 
-PATIENCE = timedelta(minutes=30)  # of a rank for a late one; evaluating and saving included
+if TYPE_CHECKING:
+    from dtrain.engines.lookout import Lookout
+
+TIMEOUT = timedelta(minutes=30)  # of a collective: the last resort
 OF_OTHER_RANKS = {kind.__name__: kind for kind in (CheckpointError, DataError, LaunchError)}
 
 
@@ -61,6 +66,7 @@ class Run:
     environment: Mapping[str, Any]  # versions, device and world, for the manifest
     data: Mapping[str, Any]  # how many examples of what shapes; a resume needs the same
     best: Best
+    lookout: "Lookout"
     step: int = 0
     skipped: int = 0  # updates whose numbers were not finite
     skipped_in_a_row: int = 0  # of them, those since the last that was not
@@ -70,6 +76,11 @@ class Run:
     def total(self) -> int:
         """Steps of the whole run."""
         return self.pace.total
+
+    @property
+    def position(self) -> Position:
+        """Where this rank is, for whom it concerns when something goes wrong."""
+        return self.lookout.position
 
     @property
     def folder(self) -> Path:
@@ -103,14 +114,15 @@ def setup(
     world: World | None = None,
     scale: Scale | None = None,
     trust: Trust = EVERYTHING,
+    hang_timeout: float = HANG_TIMEOUT,
 ) -> Run:
     """Make a run ready: carry on the newest one of this recipe that was cut off, or begin a new one.
 
     `fresh` begins anew; `once` does not where a run of this recipe has finished; `resume` names a run or a
     checkpoint to start from; `scale` says how models are kept among the processes, as the launcher does where
-    it is left out; `trust` says what may be imported. Raises DtrainError for a world or settings other than
-    those that the launcher was asked for, data or a checkpoint that cannot be read, or that does not fit the
-    recipe.
+    it is left out; `trust` says what may be imported; a rank that does not move for `hang_timeout` seconds,
+    while others wait for it, ends them all. Raises DtrainError for a world or settings other than those that
+    the launcher was asked for, data or a checkpoint that cannot be read, or that does not fit the recipe.
     """
     # What multiprocessing itself goes by where a script is imported a second time, by a process it started.
     if getattr(current_process(), "_inheriting", False):
@@ -125,10 +137,14 @@ def setup(
             raise mistake
     scale = read_scale(os.environ, None) if scale is None else scale
     with ExitStack() as stack:
-        engine = stack.enter_context(open_engine(recipe, world, scale, trust))
+        engine, lookout = stack.enter_context(open_engine(recipe, world, scale, trust, hang_timeout))
+        lookout.position.long("opening the data")
         # One process of each machine first: a dataset that downloads itself does so once.
         opened = agreed(engine, lambda: _open_data(recipe, trust) if world.local_rank == 0 else None)
         examples, evaluation = agreed(engine, lambda: opened or _open_data(recipe, trust))
+        data = {"examples": len(examples), "fields": shapes(examples)}
+        if engine.world > 1:
+            agree({"data": data | agreed(engine, lambda: contents(examples))}, engine.gather)
         system = recipe.system
         assert isinstance(system, System)
         order = Order(len(examples), recipe.train.batch_size, recipe.train.micro, recipe.seed)
@@ -144,19 +160,18 @@ def setup(
             order=order,
             evaluation=None
             if evaluation is None
-            else stack.enter_context(evaluator(recipe, evaluation, engine, trust)),
+            else stack.enter_context(evaluator(recipe, evaluation, engine, trust, lookout.position)),
             schedules=agreed(engine, lambda: Schedules(recipe.optimizers, pace, trust=trust)),
             place=Place(Path(), None),
             pace=pace,
             environment=_environment(engine, scale),
             best=Best(recipe.checkpoint.best, best_mode(recipe), recipe.train.patience),
-            data={
-                "examples": len(examples),
-                "fields": {name: list(f.shape) for name, f in examples.fields.items()},
-            },
+            lookout=lookout,
+            data=data,
         )
         run.place = stack.enter_context(_choose(run, Path(runs), fresh, once, resume))
         if run.place.checkpoint is not None:
+            run.position.long("restoring the checkpoint")
             agreed(engine, lambda: _restore(run, run.place.checkpoint))
         run.resources = stack.pop_all()
     return run
@@ -187,14 +202,22 @@ def agreed(engine: Engine, action: Any) -> Any:
 
 
 @contextmanager
-def open_engine(recipe: Recipe, world: World, scale: Scale, trust: Trust) -> Iterator[Engine]:
-    """The engine of a world, with the recipe's models, optimizers and averages."""
+def open_engine(
+    recipe: Recipe, world: World, scale: Scale, trust: Trust, hang_timeout: float
+) -> "Iterator[tuple[Engine, Lookout]]":
+    """The engine of a world, with the recipe's models, optimizers and averages, and the ranks' lookout."""
     # Only now, as torch and Accelerate take seconds to import.
     from dtrain.engines.engine import TorchEngine
+    from dtrain.engines.exchange import gather_json
     from dtrain.engines.holding import hold
+    from dtrain.engines.lookout import Lookout
     from dtrain.engines.processes import join
 
-    with join(world, PATIENCE, grouped=not isinstance(scale.engine, DDP)) as accelerator:
+    lookout = Lookout(Position(), hang_timeout)
+    with join(world, TIMEOUT, lookout, grouped=not isinstance(scale.engine, DDP)) as accelerator:
+        if world.size > 1:
+            agree(facts(recipe, scale), lambda value: gather_json(value, accelerator))
+        lookout.position.long("building the models")
         engine = TorchEngine(
             accelerator,
             hold(scale.engine, accelerator),
@@ -207,7 +230,7 @@ def open_engine(recipe: Recipe, world: World, scale: Scale, trust: Trust) -> Ite
             trust=trust,
         )
         try:
-            yield engine
+            yield engine, lookout
         finally:
             engine.close()
 
@@ -228,7 +251,9 @@ def _open_data(recipe: Recipe, trust: Trust) -> tuple[Examples, Examples | None]
 
 
 @contextmanager
-def evaluator(recipe: Recipe, examples: Examples, engine: Engine, trust: Trust) -> Iterator[Evaluator]:
+def evaluator(
+    recipe: Recipe, examples: Examples, engine: Engine, trust: Trust, position: Position
+) -> Iterator[Evaluator]:
     """What evaluates on these examples; raises RecipeError or CheckpointError if a metric cannot be had."""
     system = recipe.system
     assert isinstance(system, System)
@@ -237,7 +262,7 @@ def evaluator(recipe: Recipe, examples: Examples, engine: Engine, trust: Trust) 
     )
     sweep = Sweep(len(examples), recipe.train.micro)
     with Loader(examples, sweep, engine.rank, engine.world) as loader:
-        yield Evaluator(engine, system, loader, metrics, recipe.seed)
+        yield Evaluator(engine, system, loader, metrics, recipe.seed, position)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ RULE = "\n\n" + 40 * "-" + "\n\n"  # between one text and the next
 
 def sample(run: Run) -> Iterator[Sampled]:
     """Draw the system's samples and write each as a grid of pictures or as a file of texts."""
+    run.position.long("drawing samples")
     source = run.loader if run.evaluation is None else run.evaluation.loader
     _, batch = source.load(0)[0]
     drawn = run.engine.run(run.system.samples, batch, key=(run.recipe.seed, "sample"))

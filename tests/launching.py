@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from dtrain.engines.world import World, read_world, tie_to_launcher
-from dtrain.errors import LaunchError
+from dtrain.errors import LaunchError, RankError
 
 PROGRAM = Path(__file__).resolve()
 ROOT = PROGRAM.parent.parent
@@ -110,9 +110,11 @@ def _join(world: World, mode: str) -> dict[str, Any]:
     """Take one optimizer step on an input that differs by rank; return the world and the mean gradient."""
     import torch
 
+    from dtrain.engines.lookout import Lookout
+    from dtrain.engines.position import Position
     from dtrain.engines.processes import join
 
-    with join(world, TIMEOUT) as accelerator:
+    with join(world, TIMEOUT, Lookout(Position(), patience=30)) as accelerator:
         model = accelerator.prepare(torch.nn.Linear(1, 1, bias=False))
         optimizer = torch.optim.SGD(model.parameters())
         step = 0
@@ -141,9 +143,8 @@ if __name__ == "__main__":
         code = _main(sys.argv[1])
     except LaunchError as error:
         sys.exit(f"LaunchError: {error}")
-    except ArithmeticError as error:
-        print(error, file=sys.stderr)
-        code = 3
+    except RankError as error:
+        code = error.status
     if "torch" in sys.modules:
         from dtrain.engines.processes import leave
 

@@ -17,7 +17,7 @@ from dtrain.cli.new import new
 from dtrain.cli.run import run
 from dtrain.cli.schema import schema
 from dtrain.cli.show import show
-from dtrain.errors import DtrainError, RecipeError, RecipeErrors
+from dtrain.errors import DtrainError, RankError, RecipeError, RecipeErrors
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -54,6 +54,8 @@ def carry_out(arguments: list[str]) -> int:
     except RecipeError as error:
         complain(as_text(RecipeErrors([error], "dtrain"), with_lines=sys.stderr.isatty()), name="")
         return MISTAKE
+    except RankError as error:  # it was told by the rank that failed
+        return error.status
     except DtrainError as error:
         complain(str(error), is_shared=error.is_shared)
         return MISTAKE

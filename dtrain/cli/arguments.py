@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from dtrain.engines.position import HANG_TIMEOUT
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 recipe = click.argument("recipe", type=click.Path(path_type=Path))
@@ -36,6 +38,14 @@ scale = click.option(
     metavar="FILE",
     type=click.Path(path_type=Path),
     help="A TOML file that says how to run: which engine, and what makes it faster or smaller.",
+)
+hang_timeout = click.option(
+    "--hang-timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(min=1),
+    default=HANG_TIMEOUT,
+    show_default=True,
+    help="End all ranks when one does not move for so long while others wait for it, and say which.",
 )
 
 

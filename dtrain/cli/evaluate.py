@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dtrain.cli.arguments import hang_timeout as hang_timeout_option
 from dtrain.cli.arguments import overrides as overrides_argument
 from dtrain.cli.arguments import scale as scale_option
 from dtrain.cli.arguments import trust as trust_option
@@ -29,6 +30,7 @@ RECIPE, STATE = "recipe.toml", "state.json"
 @click.option("--best", is_flag=True, help="Of a run, the best checkpoint instead of the newest.")
 @click.option("--data", type=click.Path(path_type=Path), help="Evaluate on this file or folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")
+@hang_timeout_option
 def evaluate(
     checkpoint: Path,
     overrides: Sequence[str],
@@ -37,6 +39,7 @@ def evaluate(
     best: bool,
     data: Path | None,
     as_json: bool,
+    hang_timeout: float,
 ) -> None:
     """Evaluate a checkpoint, or the newest one of a run.
 
@@ -61,7 +64,7 @@ def evaluate(
     from dtrain.evaluation import evaluate
     from dtrain.judge import open_evaluator
 
-    with open_evaluator(loaded, path, world, scale, document.trust) as evaluator:
+    with open_evaluator(loaded, path, world, scale, document.trust, hang_timeout) as evaluator:
         metrics = evaluate(evaluator)
         examples, processes = len(evaluator.loader.examples), evaluator.engine.world
     if world.rank == 0:

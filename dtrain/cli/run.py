@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dtrain.cli.arguments import a_recipe, said_again
+from dtrain.cli.arguments import hang_timeout as hang_timeout_option
 from dtrain.cli.arguments import scale as scale_option
 from dtrain.cli.ending import INTERRUPTED, STOPPED, complain
 from dtrain.errors import DivergedError, DtrainError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="The folder in which runs are kept.",
 )
+@hang_timeout_option
 def run(
     recipe: Path,
     overrides: Sequence[str],
@@ -44,6 +46,7 @@ def run(
     once: bool,
     resume: Path | None,
     runs: Path,
+    hang_timeout: float,
 ) -> int:
     """Train a recipe.
 
@@ -92,6 +95,7 @@ def run(
         world=world,
         scale=scale,
         trust=document.trust,
+        hang_timeout=hang_timeout,
     ) as ready:
         if ready.engine.rank == 0 and ready.place.checkpoint is not None:
             print(f"carrying on from {_short(ready.place.checkpoint)}", flush=True)

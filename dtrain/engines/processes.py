@@ -16,9 +16,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import distributed
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import _abort_process_group
 
+from dtrain.engines.hub import listen
+from dtrain.engines.lookout import Lookout
+from dtrain.engines.meeting import meet
 from dtrain.engines.world import World
 from dtrain.errors import LaunchError
 
@@ -26,21 +29,31 @@ _REWRITTEN = ("ACCELERATE_", "OMPI_COMM_WORLD_", "PMI_", "MPI_LOCAL", "MV2_COMM_
 
 
 @contextmanager
-def join(world: World, timeout: timedelta, *, grouped: bool = False) -> Iterator[Accelerator]:
+def join(
+    world: World, timeout: timedelta, lookout: Lookout, *, grouped: bool = False
+) -> Iterator[Accelerator]:
     """Meet the other processes of `world`, and part from them in good order when the block ends well.
 
-    `timeout` bounds each collective operation, the first meeting included. After an exception the
-    others are not waited for. A world of one has no process group unless it is to be `grouped`. Raises
-    LaunchError where this machine has fewer GPUs than processes.
+    `timeout` bounds each collective operation: a last resort, as the lookout ends a world that cannot go on.
+    Late ranks are waited for twice its patience. After an exception the others are told, and not waited for.
+    A world of one has no process group unless it is to be `grouped`. Raises LaunchError where this machine
+    has fewer GPUs than processes, and where the ranks do not find each other.
     """
     torch.set_num_threads(world.threads)  # two threads a rank were 50 times slower than one on a busy machine
     on_cpu = world.cpu or not torch.cuda.is_available()
     if not on_cpu:
         _take_gpu(world)
     is_grouped = grouped or world.size > 1
-    if is_grouped:
-        _open_process_group(world, timeout, "gloo" if on_cpu else "cuda:nccl,cpu:gloo")
+    store = _meet(world, lookout) if world.size > 1 else HashStore()
     try:
+        if is_grouped:
+            distributed.init_process_group(
+                "gloo" if on_cpu else "cuda:nccl,cpu:gloo",
+                store=store,
+                rank=world.rank,
+                world_size=world.size,
+                timeout=timeout,
+            )
         accelerator = _open_accelerator(world, on_cpu)
         yield accelerator
         # DDP keeps the process group alive; gloo's threads then abort the interpreter on its way out in 10 to
@@ -51,9 +64,13 @@ def join(world: World, timeout: timedelta, *, grouped: bool = False) -> Iterator
         if is_grouped:
             distributed.barrier()  # without it the first to leave cuts off those still reading its last words
             distributed.destroy_process_group()
-    except BaseException:
-        if distributed.is_initialized():
-            _abort_process_group()  # destroying would wait for what NCCL still has to do with the others
+        lookout.leave()
+    except BaseException as error:
+        try:
+            lookout.failed(error)  # before the others see their connections to this process end
+        finally:
+            if distributed.is_initialized():
+                _abort_process_group()  # destroying would wait for what NCCL still has to do with the others
         raise
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)  # or the next world would be this one
@@ -79,29 +96,16 @@ def _take_gpu(world: World) -> None:
     torch.cuda.set_device(world.local_rank)
 
 
-def _open_process_group(world: World, timeout: timedelta, backend: str) -> None:
-    if world.local_size == world.size or world.address in ("127.0.0.1", "localhost"):
-        # Gloo looks up its own host name, which in a container may lead nowhere.
+def _meet(world: World, lookout: Lookout) -> Store:
+    """Meet the others, and look out from then on; return the store where all of them are."""
+    is_one_machine = world.local_size == world.size or world.address in ("127.0.0.1", "localhost")
+    if is_one_machine:  # gloo looks up its own host name, which in a container may lead nowhere
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    store = TCPStore(
-        world.address,
-        world.port,
-        world.size,
-        is_master=world.rank == 0 and not world.store_exists,
-        timeout=timeout,
-        multi_tenant=True,
-    )
-    # A key space for each start. torch 2.13 uses the store of torchelastic's agent again, without a prefix,
-    # when it restarts the ranks: gloo then reads addresses of the dead (2 of 12 restarts failed, 4 stumbled).
-    attempt = f"dtrain/restart-{world.restart}"
-    joined_before = (store.add(f"{attempt}/joined", 1) - 1) // world.size  # all ranks join once, then again
-    distributed.init_process_group(
-        backend,
-        store=PrefixStore(f"{attempt}/{joined_before}", store),
-        rank=world.rank,
-        world_size=world.size,
-        timeout=timeout,
-    )
+    listener = listen(is_one_machine) if world.rank == 0 else None
+    port = 0 if listener is None else listener.getsockname()[1]
+    meeting = meet(world, 2 * lookout.patience, port)
+    lookout.open(meeting, world.rank, listener, world.address)
+    return meeting.store
 
 
 def _open_accelerator(world: World, on_cpu: bool) -> Accelerator:

@@ -22,7 +22,7 @@ class Difference(NamedTuple):
 
 def differences(first: Recipe, second: Recipe) -> list[Difference]:
     """Every difference, under the dotted key of the first where both have it."""
-    return list(_between(_meaning(first), _meaning(second), ()))
+    return list(between(_meaning(first), _meaning(second), ()))
 
 
 def _meaning(recipe: Recipe) -> dict[str, Any]:
@@ -33,12 +33,13 @@ def _meaning(recipe: Recipe) -> dict[str, Any]:
     return table
 
 
-def _between(first: Any, second: Any, place: Place) -> Iterator[Difference]:
+def between(first: Any, second: Any, place: Place) -> Iterator[Difference]:
+    """Every difference between two tables, or what else TOML knows, under `place`."""
     if first == second:
         return
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         for key in dict.fromkeys([*first, *second]):
-            yield from _between(first.get(key, NOTHING), second.get(key, NOTHING), (*place, key))
+            yield from between(first.get(key, NOTHING), second.get(key, NOTHING), (*place, key))
     elif _holds_tables(first) and _holds_tables(second):
         yield from _between_arrays(first, second, place)
     else:
@@ -61,7 +62,7 @@ def _between_arrays(first: list[Any], second: list[Any], place: Place) -> Iterat
             has_both = number < min(len(ours), len(theirs))
             here = (*place, low + number if number < len(ours) else start + number)
             if has_both and _kind(ours[number]) == _kind(theirs[number]):
-                yield from _between(ours[number], theirs[number], here)
+                yield from between(ours[number], theirs[number], here)
             else:
                 a = ours[number] if number < len(ours) else NOTHING
                 b = theirs[number] if number < len(theirs) else NOTHING

@@ -1,0 +1,23 @@
+"""A metric with a fault on one rank, by itself as torchmetrics takes seconds to come."""
+
+import torch
+from faulty_data import RANK
+from torchmetrics import Metric
+
+
+class Failing(Metric):
+    """A metric that cannot be computed on one rank once something was measured by it."""
+
+    def __init__(self, rank: int):
+        super().__init__()
+        self.rank, self.count = rank, 0
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, predicted: torch.Tensor, target: torch.Tensor) -> None:
+        self.count += 1
+        if self.rank == RANK and self.count > 1:
+            raise ArithmeticError("this rank cannot measure")
+        self.total += predicted.sum()
+
+    def compute(self) -> torch.Tensor:
+        return self.total
