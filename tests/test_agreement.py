@@ -89,11 +89,16 @@ def needed(tests: list[pytest.Item]) -> list[str]:
 
 
 def start(folder: Path, size: int, wanted: list[str]) -> list[subprocess.Popen[str]]:
-    """Start the wanted cases of `size` processes, each process with the variables that torchrun would set."""
+    """Start the wanted cases of `size` processes."""
+    names = [name for name, of_size in RUNS if of_size == size and name in wanted]
+    return start_ranks(size, "agreement.ranks", str(folder), str(size), "-", *names)
+
+
+def start_ranks(size: int, module: str, *arguments: str) -> list[subprocess.Popen[str]]:
+    """Start a module of the tests, each process with the variables that torchrun would set."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    names = [name for name, of_size in RUNS if of_size == size and name in wanted]
     ours = {
         "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
         "OMP_NUM_THREADS": "1",
@@ -105,7 +110,7 @@ def start(folder: Path, size: int, wanted: list[str]) -> list[subprocess.Popen[s
     }
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "agreement.ranks", str(folder), *names],
+            [sys.executable, "-m", module, *arguments],
             env={**os.environ, **ours, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
@@ -114,9 +119,9 @@ def start(folder: Path, size: int, wanted: list[str]) -> list[subprocess.Popen[s
     ]
 
 
-def found(folder: Path, name: str, size: int) -> Found:
-    with np.load(folder / f"{size} {name}.npz") as numbers:
-        return Found(dict(numbers), json.loads((folder / f"{size} {name}.json").read_text()))
+def found(folder: Path, name: str, label: int | str) -> Found:
+    with np.load(folder / f"{label} {name}.npz") as numbers:
+        return Found(dict(numbers), json.loads((folder / f"{label} {name}.json").read_text()))
 
 
 def deviations(ours: references.Numbers, theirs: references.Numbers) -> dict[str, float]:

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, Shard
 
 from dtrain.backends.torch_backend import trained_parameters
+from dtrain.engines.elementwise import check_elementwise
 from dtrain.engines.held import Build, Named
 from dtrain.engines.scale import FSDP
 
@@ -47,7 +48,8 @@ class Sharded:
         self.parts = {name: local(parameter).detach() for name, parameter in self.parameters.items()}
         own = {name: self.parts[name] for name in trained}
         self.optimizer = None if build is None else build(own)
-        self.names = {id(parameter): name for name, parameter in self.parameters.items()}
+        if self.optimizer is not None:
+            check_elementwise(self.optimizer.model, self.optimizer.optimizer, "FSDP")
 
     def train(self, on: bool) -> None:
         self._reshard()  # what is whole at the moment would go by what was said before
@@ -191,7 +193,8 @@ def local(tensor: Tensor) -> Tensor:
 def shard(module: nn.Module, mesh: DeviceMesh, options: FSDP) -> None:
     """Cut a module in place: each block by itself, and what is left as one more."""
     policy = MixedPrecisionPolicy()
-    offload = CPUOffloadPolicy() if options.offload else OffloadPolicy()
+    is_elsewhere = options.offload and mesh.device_type != "cpu"  # on a CPU they are there already
+    offload = CPUOffloadPolicy() if is_elsewhere else OffloadPolicy()
     for block in [*blocks(module, options.blocks), module]:
         fully_shard(
             block, mesh=mesh, reshard_after_forward=options.reshard, mp_policy=policy, offload_policy=offload

@@ -5,6 +5,7 @@ as 3 3 3 3 3 and as 3 3 1. So two processes idle in turn, and the last of four h
 in the last batch of an epoch.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-EXAMPLES, BATCH, MICRO, STEPS, SEED = 52, 15, 3, 50, 7
+EXAMPLES, BATCH, MICRO, SEED = 52, 15, 3, 7
+STEPS = 200 if os.environ.get("DTRAIN_TEST_LONG") else 50
 LATENT, CLASSES, VOCABULARY = 5, 4, 7
 
 Table = dict[str, Any]

@@ -1,11 +1,13 @@
 """What each process of a world runs: every case in turn, by dtrain's own loop, and notes of what came of it.
 
-python -m agreement.ranks FOLDER CASE...
+python -m agreement.ranks FOLDER LABEL SCALE CASE...
+
+What LABEL says begins the names of the files; SCALE is a file that says how to run, or - for what dtrain does
+without. Of a case's name, what follows " in " is its precision instead of its own.
 """
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from agreement.cases import CASES, FROZEN, HALVES
 
 import dtrain
 from dtrain.engines.base import Engine
-from dtrain.engines.world import read_world
+from dtrain.engines.scale import read_scale
 from dtrain.events import Evaluated, Stepped
 from dtrain.loop import make_update
 from dtrain.recipe.load import from_table
@@ -25,28 +27,38 @@ from dtrain.recipe.load import from_table
 UNSTEADY = ("lr", "examples_per_second")  # in the events, but neither a loss nor a gradient norm
 
 
-def main(folder: Path, names: list[str]) -> None:
-    size = read_world(os.environ).size
+ALL = {**CASES, **HALVES, **methods.CASES}
+
+
+def main(folder: Path, label: str, scale: str, names: list[str]) -> None:
     for name in names:
-        with ready({**CASES, **HALVES, **methods.CASES}[name].recipe, folder, size) as run:
+        with ready(recipe_of(name), folder, label, scale) as run:
             kept = {f"first:{key}": value for key, value in state(run.engine).items()}
             kept |= {f"curve:{term}": values for term, values in curves(run).items()}
             last = state(run.engine)
             kept |= {f"last:{key}": value for key, value in last.items()}
             ends = {"digests": run.engine.gather(digest(last)), **run.engine.scalars()}
             if run.engine.rank == 0:
-                np.savez(folder / f"{size} {name}.npz", **kept)
-                (folder / f"{size} {name}.json").write_text(json.dumps(ends))
+                np.savez(folder / f"{label} {name}.npz", **kept)
+                (folder / f"{label} {name}.json").write_text(json.dumps(ends))
     for name, recipe in FROZEN.items():
-        with ready(recipe, folder, size) as run:
+        with ready(recipe, folder, label, scale) as run:
             seen = list(watch_updates(run))
             if run.engine.rank == 0:
-                (folder / f"{size} {name} frozen.json").write_text(json.dumps(seen))
+                (folder / f"{label} {name} frozen.json").write_text(json.dumps(seen))
 
 
-def ready(recipe: dict[str, Any], folder: Path, size: int) -> dtrain.Run:
+def recipe_of(name: str) -> dict[str, Any]:
+    """The recipe of a case, in the precision that its name asks for."""
+    case, _, precision = name.partition(" in ")
+    recipe = ALL[case].recipe
+    return {**recipe, "train": {**recipe["train"], "precision": precision}} if precision else recipe
+
+
+def ready(recipe: dict[str, Any], folder: Path, label: str, scale: str) -> dtrain.Run:
     found = from_table(recipe, folder=folder, source="cases.py")
-    return dtrain.setup(found, runs=folder / f"runs-{size}", fresh=True)
+    how = None if scale == "-" else read_scale({}, Path(scale))
+    return dtrain.setup(found, runs=folder / f"runs-{label}", fresh=True, scale=how)
 
 
 def curves(run: dtrain.Run) -> dict[str, np.ndarray]:
@@ -94,7 +106,7 @@ def digest(tensors: dict[str, np.ndarray]) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:])
     from dtrain.engines.processes import leave
 
     leave(0)

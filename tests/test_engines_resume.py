@@ -1,0 +1,66 @@
+"""What one engine has saved any other carries on: from the same bits, with the same numbers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agreement.cases import write_examples
+from agreement.resume import HALF, REST
+from test_agreement import start_ranks
+from test_engines import WAYS, finish
+
+CHOSEN = ("one process", "ddp, 2", "ddp, 4", "fsdp, 2")
+TOLERANCES = {"fp64": 1e-9, "fp32": 1e-4, "fp16": 0.05}
+PAIRS = [
+    (precision, saved, carried_on)
+    for precision in TOLERANCES
+    for saved in CHOSEN
+    for carried_on in CHOSEN
+    if precision != "fp64" or (WAYS[saved].has_fp64 and WAYS[carried_on].has_fp64)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resume")
+    write_examples(folder / "examples.npz")
+    for what in ("save", "continue"):
+        for way in CHOSEN:
+            how = WAYS[way]
+            precisions = [each for each in TOLERANCES if how.has_fp64 or each != "fp64"]
+            scale = "-"
+            if how.scale:
+                scale = str(folder / f"{way}.toml")
+                Path(scale).write_text(how.scale)
+            finish(start_ranks(how.size, "agreement.resume", str(folder), way, scale, what, *precisions))
+    return folder
+
+
+def read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+@pytest.mark.parametrize(("precision", "saved", "carried_on"), PAIRS)
+def test_any_way_carries_on_what_any_has_saved(
+    folder: Path, precision: str, saved: str, carried_on: str
+) -> None:
+    whole = read(folder / f"saved {precision} {saved}.json")
+    rest = read(folder / f"{carried_on} after {precision} {saved}.json")
+    assert rest["same_bits"]  # of models, optimizer state and averages
+    assert rest["same_scalars"]  # steps, loss scales and counts
+    assert rest["ranks"] == 1
+    assert rest["seen"] == {
+        u: ids for u, ids in whole["seen"].items() if int(u) in range(3 * HALF, 3 * (HALF + REST))
+    }
+    assert rest["losses"].keys() == {str(step) for step in range(HALF + 1, HALF + REST + 1)}
+    worst = max(apart(rest["losses"][step], whole["losses"][step]) for step in rest["losses"])
+    print(f"{precision}, {saved}, carried on by {carried_on}: {worst:.1e}")
+    assert worst < TOLERANCES[precision]
+
+
+def apart(ours: dict[str, float], theirs: dict[str, float]) -> float:
+    """The largest difference of losses and gradient norms of a step, relative to 0.01 at least."""
+    assert ours.keys() == theirs.keys()
+    return max(abs(ours[key] - theirs[key]) / max(abs(theirs[key]), 0.01) for key in ours)
