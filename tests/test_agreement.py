@@ -24,6 +24,7 @@ from dtrain.systems.gan import GAN
 
 TESTS = Path(__file__).parent
 SIZES = (1, 2, 4)  # processes
+ON_GPUS = int(os.environ.get("DTRAIN_TEST_GPUS", "0"))  # how many there are; ci/gpu.sh says so
 CASES = {**GENERAL, **methods.CASES}
 ALL = {**CASES, **HALVES}
 RUNS = [(name, size) for name, case in ALL.items() for size in case.processes]
@@ -102,7 +103,7 @@ def start_ranks(size: int, module: str, *arguments: str) -> list[subprocess.Pope
     ours = {
         "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
         "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
+        **({} if ON_GPUS else {"CUDA_VISIBLE_DEVICES": ""}),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
         "WORLD_SIZE": str(size),

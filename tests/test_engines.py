@@ -10,7 +10,16 @@ import pytest
 from agreement import references
 from agreement.cases import FROZEN, write_examples
 from agreement.ranks import recipe_of
-from test_agreement import REFERENCES, deviations, found, off_course, one_thread, start_ranks, worst
+from test_agreement import (
+    ON_GPUS,
+    REFERENCES,
+    deviations,
+    found,
+    off_course,
+    one_thread,
+    start_ranks,
+    worst,
+)
 
 __all__ = ["one_thread"]  # a fixture: the loops by hand have one thread, too
 
@@ -25,7 +34,7 @@ class Way:
 
 
 FSDP = '[engine]\nkind = "fsdp"\n'
-WAYS: Mapping[str, Way] = {
+ALL_WAYS: Mapping[str, Way] = {
     "one process": Way(1),
     "ddp, 2": Way(2),
     "ddp, 4": Way(4),
@@ -33,6 +42,7 @@ WAYS: Mapping[str, Way] = {
     "fsdp, whole, 2": Way(2, f'{FSDP}reshard = false\naccumulate = "whole"\n'),
     "fsdp, blocks, 2": Way(2, f'{FSDP}blocks = ["*"]\n'),
 }
+WAYS = {way: how for way, how in ALL_WAYS.items() if not ON_GPUS or how.size <= ON_GPUS}
 SYSTEMS = ("gan, hinge", "gan, wasserstein", "adversarial, pgd", "vae, bce", "cycle")
 PRECISIONS = {"fp64": 1e-9, "fp32": 1e-4}
 MORE_IN_FULL = ("two models at once", "tokens", "classifier, groups", "classifier, imported and half frozen")
@@ -72,7 +82,13 @@ def finish(processes: list) -> None:
 
 @pytest.fixture(scope="module")
 def by_hand(folder: Path) -> dict[tuple[str, str], references.Numbers]:
-    """What the loops written out by hand give, by case and precision."""
+    """What the loops written out by hand give, by case and precision.
+
+    They draw as a CPU does; on GPUs one process takes their place.
+    """
+    if ON_GPUS:
+        cases = dict.fromkeys((name, precision) for _, name, precision in RUNS)
+        return {(n, p): found(folder, f"{n} in {p}", "one process").results for n, p in cases}
     data = dict(np.load(folder / "examples.npz"))
     made = {}
     for name, precision in dict.fromkeys((name, precision) for _, name, precision in RUNS):

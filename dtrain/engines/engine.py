@@ -13,7 +13,6 @@ from torch import Tensor
 from dtrain.backends.torch_backend import batch_norms, build_model, embeddings
 from dtrain.backends.torch_ops import DifferentiatedTwice, TorchOps, seed_generators
 from dtrain.backends.torch_optimizers import build_optimizer
-from dtrain.backends.torch_weights import check_names, named_tensors
 from dtrain.data.order import MicroBatch
 from dtrain.data.source import Batch
 from dtrain.engines.averages import Averages
@@ -23,10 +22,10 @@ from dtrain.engines.finite import Shown, Watch, all_finite, as_json, first_of, s
 from dtrain.engines.gradients import clip_norm, clip_values, rescale, total_norm
 from dtrain.engines.held import Held, Hold, Named
 from dtrain.engines.loss_scale import LossScale
+from dtrain.engines.pieces import Piece, numbers, pieces, restore
 from dtrain.engines.precision import HALF, check_precision, in_full
 from dtrain.engines.statistics import IDLE, Notes, average_notes, loose_buffers, take_notes
 from dtrain.engines.torch_state import NamedOptimizer
-from dtrain.errors import CheckpointError
 from dtrain.spec.averages import Average
 from dtrain.spec.keys import seed_of
 from dtrain.spec.models import Model
@@ -258,84 +257,38 @@ class TorchEngine:
         )
 
     def sizes(self) -> Iterator[tuple[Part, str, int]]:
-        for part, model, name, key, tensor in self._parts():
-            yield part, path_of(model, name, key), self.held[model].size(name, tensor)
+        self.averages.show(())
+        return (
+            (each.part, each.path, self.held[each.model].size(each.name, each.tensor))
+            for each in self._pieces()
+        )
 
     def tensors(self) -> Iterator[tuple[Part, str, Tensor]]:
-        for part, model, name, key, tensor in self._parts():
-            yield part, path_of(model, name, key), self.held[model].whole(name, tensor)
-
-    def _parts(self) -> Iterator[tuple[Part, str, str, str, Tensor]]:
-        """This rank's part of every tensor: of which model, parameter or buffer, and key of its state."""
         self.averages.show(())
-        for model in self.held:
-            for name, tensor in self._own(model).items():
-                yield "models", model, name, "", tensor
-        for model, held in self.held.items():
-            for name, key, value in held.state():
-                if isinstance(value, Tensor):
-                    yield "optimizers", model, name, key, value
-        for model, name, tensor in self.averages.tensors():
-            yield "averages", model, name, "", tensor
+        return (
+            (each.part, each.path, self.held[each.model].whole(each.name, each.tensor))
+            for each in self._pieces()
+        )
 
-    def _own(self, model: str) -> dict[str, Tensor]:
-        """This rank's parts of the parameters of a model, and the buffers that a checkpoint holds."""
-        weights = dict(self.held[model].weights())
-        return {
-            name: weights.get(name, own.detach()) for name, own in named_tensors(self.bare[model]).items()
-        }
+    def _pieces(self) -> Iterator[Piece]:
+        return pieces(self.held, self.averages)
 
     def scalars(self) -> dict[str, Any]:
         scales = {label: scale.state() for label, scale in self.scales.items()}
-        numbers = {
-            path_of(model, name, key): value
-            for model, held in self.held.items()
-            for name, key, value in held.state()
-            if not isinstance(value, Tensor)
+        return {
+            "optimizers": {"numbers": numbers(self.held)},
+            "loss_scales": scales,
+            "averages": self.averages.counts,
         }
-        return {"optimizers": {"numbers": numbers}, "loss_scales": scales, "averages": self.averages.counts}
 
-    @torch.no_grad()
     def restore(self, tensors: Mapping[Part, Mapping[str, Tensor]], scalars: Mapping[str, Any]) -> None:
         self.averages.show(())
-        own = {
-            model: {name: self._shape(model, name, t) for name, t in self._own(model).items()}
-            for model in self.held
-        }
-        models = fitting("models", own, tensors.get("models", {}))
-        kept: dict[str, dict[str, tuple[int, ...]]] = {model: {} for model in self.averages.specs}
-        for model, name, tensor in self.averages.tensors():
-            kept[model][name] = self._shape(model, name, tensor)
-        averages = fitting("averages", kept, tensors.get("averages", {}))
-        for model, held in self.held.items():
-            parameters = dict(held.weights())
-            for name, tensor in self._own(model).items():
-                given = models[model][name]
-                tensor.copy_(held.part(name, given) if name in parameters else given)
-            held.refresh()
-        self._restore_optimizers({**scalars["optimizers"]["numbers"], **tensors.get("optimizers", {})})
-        for label, state in scalars["loss_scales"].items():
+        state = {**scalars["optimizers"]["numbers"], **tensors.get("optimizers", {})}
+        counts = scalars.get("averages", {})  # older checkpoints have none
+        restore(self.held, self.averages, tensors, state=state, counts=counts)
+        for label, kept in scalars["loss_scales"].items():
             if (scale := self._scale(label)) is not None:
-                scale.restore(state)
-        self.averages.restore(averages, scalars.get("averages", {}))  # older checkpoints have none
-
-    def _restore_optimizers(self, state: Mapping[str, Any]) -> None:
-        """Give every optimizer its state, of canonical names."""
-        entries: dict[str, dict[str, dict[str, Any]]] = {model: {} for model in self.trained}
-        for path, value in state.items():
-            model, _, rest = path.partition("/")
-            name, _, key = rest.rpartition("/")
-            entries.setdefault(model, {}).setdefault(name, {})[key] = value
-        for model, own in entries.items():
-            if model not in self.trained:
-                more = ", ".join(f"{model}/{name}" for name in sorted(own)[:8])
-                raise CheckpointError(f"optimizer state of parameters that the recipe lacks: {more}")
-            self.held[model].restore(own)
-
-    def _shape(self, model: str, name: str, tensor: Tensor) -> tuple[int, ...]:
-        """The shape of the whole of a parameter, or of a buffer."""
-        weights = {key for key, _ in self.held[model].weights()}
-        return self.held[model].shape(name) if name in weights else tuple(tensor.shape)
+                scale.restore(kept)
 
     def close(self) -> None:
         """Let go of models and optimizers: DDP must end before the process group does."""
@@ -487,17 +440,3 @@ class TorchEngine:
 
 def _detached(logs: Logs) -> Logs:
     return {name: value.detach() if isinstance(value, Tensor) else value for name, value in logs.items()}
-
-
-def path_of(model: str, name: str, key: str) -> str:
-    """The canonical name of a tensor: `generator/3.weight`, or `generator/3.weight/exp_avg` of its state."""
-    return f"{model}/{name}/{key}" if key else f"{model}/{name}"
-
-
-def fitting(
-    part: Part, own: Mapping[str, Mapping[str, tuple[int, ...]]], given: Mapping[str, Tensor]
-) -> dict[str, dict[str, Tensor]]:
-    """Tensors by model and name. Raises CheckpointError unless names and shapes are the same."""
-    shapes = {f"{model}/{name}": shape for model, named in own.items() for name, shape in named.items()}
-    check_names(part, shapes, given)
-    return {model: {name: given[f"{model}/{name}"] for name in named} for model, named in own.items()}

@@ -20,9 +20,9 @@ class Held(Protocol):
 
     module: nn.Module  # what is called where the model is frozen, and in evaluation
     wrapped: nn.Module  # what is called where it is trained
-    is_split: (
-        bool  # whether ranks have parts alone of gradients and weights: then norms are summed over ranks
-    )
+    is_trained: bool  # whether it has an optimizer
+    # whether ranks have parts alone of gradients and weights, and norms are summed over them
+    is_split: bool
 
     def train(self, on: bool) -> None:
         """Let gradients reach the parameters that are trained, or not."""

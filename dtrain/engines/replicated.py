@@ -20,6 +20,7 @@ class Replicated:
         self.accelerator = accelerator
         self.module = self.wrapped = module.to(accelerator.device)
         own = trained_parameters(module)  # what comes frozen, as a part of an imported model may, stays so
+        self.is_trained = build is not None
         self.optimizer = None if build is None else build(own)
         self.trained = [] if build is None else list(own.values())
         self.parameters = dict(module.named_parameters())
@@ -76,8 +77,8 @@ class Replicated:
         return iter(()) if self.optimizer is None else self.optimizer.state()
 
     def restore(self, state: Mapping[str, dict[str, Any]]) -> None:
-        if self.optimizer is not None:
-            self.optimizer.restore(state)
+        assert self.optimizer is not None
+        self.optimizer.restore(state)
 
     def close(self) -> None:
         """DDP must end before the process group does."""

@@ -47,6 +47,7 @@ class Sharded:
         self.trained = [self.parameters[name] for name in trained] if build is not None else []
         self.parts = {name: local(parameter).detach() for name, parameter in self.parameters.items()}
         own = {name: self.parts[name] for name in trained}
+        self.is_trained = build is not None
         self.optimizer = None if build is None else build(own)
         if self.optimizer is not None:
             check_elementwise(self.optimizer.model, self.optimizer.optimizer, "FSDP")
@@ -147,18 +148,13 @@ class Sharded:
         return iter(()) if self.optimizer is None else self.optimizer.state()
 
     def restore(self, state: Mapping[str, dict[str, Any]]) -> None:
-        if self.optimizer is not None:
-            self.optimizer.restore(
-                {
-                    name: {
-                        key: self.part(name, value)
-                        if isinstance(value, Tensor) and name in self.parts
-                        else value
-                        for key, value in entry.items()
-                    }
-                    for name, entry in state.items()
-                }
-            )
+        assert self.optimizer is not None
+        own = {name: {key: self._own(name, v) for key, v in each.items()} for name, each in state.items()}
+        self.optimizer.restore(own)
+
+    def _own(self, name: str, value: Any) -> Any:
+        """This rank's part of a value of the optimizer's state."""
+        return self.part(name, value) if isinstance(value, Tensor) and name in self.parts else value
 
     def close(self) -> None:
         del self.wrapped, self.module, self.root, self.optimizer
