@@ -192,9 +192,20 @@ def shard(module: nn.Module, mesh: DeviceMesh, options: FSDP) -> None:
     is_elsewhere = options.offload and mesh.device_type != "cpu"  # on a CPU they are there already
     offload = CPUOffloadPolicy() if is_elsewhere else OffloadPolicy()
     for block in [*blocks(module, options.blocks), module]:
+        block.register_forward_hook(of_its_own)
         fully_shard(
             block, mesh=mesh, reshard_after_forward=options.reshard, mp_policy=policy, offload_policy=offload
         )
+
+
+def of_its_own(module: nn.Module, inputs: Any, output: Any) -> Any:
+    """What a block gives, in memory of its own: a forward hook.
+
+    FSDP hangs the gathering for the backward on it, and loses that where a view is changed in place (torch
+    2.13 warns of every view).
+    """
+    is_view = isinstance(output, Tensor) and output._is_view()
+    return output.clone() if is_view else output
 
 
 def blocks(module: nn.Module, patterns: Sequence[str] | None) -> list[nn.Module]:
