@@ -34,6 +34,7 @@ class Way:
 
 
 FSDP = '[engine]\nkind = "fsdp"\n'
+ZERO = '[engine]\nkind = "zero"\n'
 ALL_WAYS: Mapping[str, Way] = {
     "one process": Way(1),
     "ddp, 2": Way(2),
@@ -41,6 +42,9 @@ ALL_WAYS: Mapping[str, Way] = {
     "fsdp, 2": Way(2, FSDP),
     "fsdp, whole, 2": Way(2, f'{FSDP}reshard = false\naccumulate = "whole"\n'),
     "fsdp, blocks, 2": Way(2, f'{FSDP}blocks = ["*"]\n'),
+    "zero 1, 2": Way(2, f"{ZERO}stage = 1\n", has_fp64=False),
+    "zero 2, 2": Way(2, f"{ZERO}stage = 2\n", has_fp64=False),
+    "zero 3, 2": Way(2, f"{ZERO}stage = 3\npersistence_threshold = 20\n", has_fp64=False),
 }
 WAYS = {way: how for way, how in ALL_WAYS.items() if not ON_GPUS or how.size <= ON_GPUS}
 SYSTEMS = ("gan, hinge", "gan, wasserstein", "adversarial, pgd", "vae, bce", "cycle")

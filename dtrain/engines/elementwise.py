@@ -3,6 +3,7 @@
 import torch
 
 from dtrain.backends.torch_lion import Lion
+from dtrain.backends.torch_together import Together
 from dtrain.errors import LaunchError
 
 # Those that move each number of a weight by that number alone, and so do the same with a part of a weight.
@@ -25,8 +26,9 @@ ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
 def check_elementwise(model: str, optimizer: torch.optim.Optimizer, engine: str) -> None:
     """Raise LaunchError where an optimizer may go by the shapes of weights, which an engine cuts."""
     kind = type(optimizer)
+    name = "Muon" if kind is Together else kind.__name__
     if kind not in ELEMENTWISE:
         raise LaunchError(
-            f"{engine} cannot train {model}: its optimizer, {kind.__name__}, may go by the shapes of "
+            f"{engine} cannot train {model}: its optimizer, {name}, may go by the shapes of "
             f"weights, and {engine} cuts them; adamw would do, or DDP"
         )

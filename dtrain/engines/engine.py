@@ -105,6 +105,8 @@ class TorchEngine:
         terms: list[tuple[Any, Logs]] = []
         notes: dict[int, Notes] = {}
         after: dict[str, list[Tensor]] = {}
+        if any(self.held[name].needs_rehearsal for name in names):
+            self._rehearse(update, shares[0], before)
         for place, (micro, arrays) in enumerate(shares):
             batch = self._put(arrays)
             is_last = place == len(shares) - 1
@@ -142,6 +144,17 @@ class TorchEngine:
                 torch.distributed.broadcast(buffer, 0)
         self.averages.updated(names)
         return Measured(terms, norms)
+
+    def _rehearse(
+        self, update: Update, share: tuple[MicroBatch, Batch], before: Mapping[str, Sequence[Tensor]]
+    ) -> None:
+        """Compute gradients that nobody uses; everything random in them comes again."""
+        micro, arrays = share
+        self._backward(update, micro, self._put(arrays), before, is_last=True)
+        take_notes([norm for own in self.norms.values() for norm in own])
+        self._clear(update.phase.updates)
+        for name in update.phase.updates:
+            self.held[name].needs_rehearsal = False
 
     def _backward(
         self,

@@ -23,6 +23,8 @@ class Held(Protocol):
     is_trained: bool  # whether it has an optimizer
     # whether ranks have parts alone of gradients and weights, and norms are summed over them
     is_split: bool
+    # whether its first backward goes over the ranks in another order than all that follow, so it is rehearsed
+    needs_rehearsal: bool
 
     def train(self, on: bool) -> None:
         """Let gradients reach the parameters that are trained, or not."""

@@ -26,6 +26,9 @@ class Replicated:
         self.parameters = dict(module.named_parameters())
         if build is not None and accelerator.num_processes > 1:  # alone it would do nothing, in a second
             self.wrapped = accelerator.prepare_model(module)
+        # DDP puts gradients into other buckets after the first backward, and the sum over three ranks or more
+        # depends on their order there: a run that is carried on would part from one left alone by a rounding.
+        self.needs_rehearsal = self.wrapped is not module and accelerator.num_processes > 2
 
     def train(self, on: bool) -> None:
         for parameter in self.trained:

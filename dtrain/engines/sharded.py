@@ -34,6 +34,7 @@ class Sharded:
     """
 
     is_split = True
+    needs_rehearsal = False
 
     def __init__(self, module: nn.Module, build: Build | None, mesh: DeviceMesh, options: FSDP):
         trained = list(trained_parameters(module))

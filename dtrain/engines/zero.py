@@ -37,7 +37,9 @@ class Zero:
     Rajbhandari et al. 2020 (arXiv:1910.02054).
     """
 
+    is_trained = True
     is_split = True
+    needs_rehearsal = False
 
     def __init__(
         self, module: nn.Module, build: Build, accelerator: Accelerator, options: ZeRO, world: DeepSpeedWorld

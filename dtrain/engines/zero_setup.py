@@ -8,27 +8,10 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import distributed, nn
 
-from dtrain.backends.torch_lion import Lion
-from dtrain.backends.torch_together import Together
+from dtrain.engines.elementwise import check_elementwise
 from dtrain.engines.scale import ZeRO
 from dtrain.engines.zero_world import variables
 from dtrain.errors import LaunchError
-
-# Those that move each number of a weight by that number alone, and so do the same with a stretch of weights.
-ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
-    torch.optim.SGD,
-    torch.optim.Adam,
-    torch.optim.AdamW,
-    torch.optim.RMSprop,
-    torch.optim.Adagrad,
-    torch.optim.Adadelta,
-    torch.optim.Adamax,
-    torch.optim.NAdam,
-    torch.optim.RAdam,
-    torch.optim.ASGD,
-    torch.optim.Rprop,
-    Lion,
-)
 
 
 class Engine(DeepSpeedEngine):  # type: ignore[misc]  # DeepSpeed says nothing of types
@@ -97,14 +80,8 @@ def configuration(options: ZeRO, trained: int, *, on_gpu: bool) -> dict[str, Any
 def check_model(name: str, module: nn.Module, optimizer: torch.optim.Optimizer, options: ZeRO) -> None:
     """Raise LaunchError for what ZeRO would do otherwise than one process, or not at all."""
     place = f"ZeRO cannot train {name}: "
-    kind = type(optimizer)
-    if kind not in ELEMENTWISE:
-        said = "Muon" if kind is Together else kind.__name__
-        raise LaunchError(
-            f"{place}its optimizer, {said}, may go by the shapes of weights, and ZeRO cuts them "
-            "anywhere; adamw would do, or DDP"
-        )
-    if kind is torch.optim.Adagrad and len(optimizer.param_groups) > 1:
+    check_elementwise(name, optimizer, "ZeRO")
+    if isinstance(optimizer, torch.optim.Adagrad) and len(optimizer.param_groups) > 1:
         raise LaunchError(f"{place}DeepSpeed drops the groups of Adagrad; rmsprop would do, or no groups")
     parameters = dict(module.named_parameters())
     if double := [key for key, parameter in parameters.items() if parameter.dtype == torch.float64]:
