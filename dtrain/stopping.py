@@ -20,9 +20,11 @@ MOST = 100  # steps between two looks, however short steps are: one that is slow
 
 
 class Signals:
-    """The first signal that asked for the end; a second one ends the process at once. A `with` resource.
+    """The first signal that asked for the end. A `with` resource, for the main thread alone.
 
-    What was ignored before stays ignored, as SIGHUP under `nohup`. For the main thread alone.
+    A person who presses Ctrl-C again does not want to wait: a second signal then ends the process at once. A
+    scheduler that says SIGTERM again has SIGKILL for that; until it comes the checkpoint may be whole. What
+    was ignored before stays ignored, as SIGHUP under `nohup`.
     """
 
     def __init__(self, say: Callable[[str], None]):
@@ -58,9 +60,10 @@ class Signals:
     def _take(self, number: signal.Signals) -> None:
         if self.first is None:
             self.first, self._since = number, time.monotonic()
-            self._say(f"{number.name}: stops after this step and saves; once more ends at once")
-        elif time.monotonic() - self._since > TWICE:
-            self._say(f"{number.name} once more: ended at once; the newest checkpoint is of an earlier step")
+            more = "; once more ends at once" if number == signal.SIGINT else ""
+            self._say(f"{number.name}: stops after this step and saves{more}")
+        elif signal.SIGINT in (self.first, number) and time.monotonic() - self._since > TWICE:
+            self._say(f"{number.name}: ended at once, without saving")
             with suppress(OSError, ValueError):  # closed by whoever started us
                 sys.stdout.flush()
             os._exit(128 + number)  # as a shell says it of a process that a signal ended
