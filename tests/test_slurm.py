@@ -1,5 +1,6 @@
 """What `dtrain launch slurm` prints, on a real Slurm of two machines: it saves when asked, and carries on."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from launching import ROOT
 from slurm_cluster import Cluster, cluster, missing, wait_for
 from test_resume import assert_same_run, steps_logged
 
-from dtrain.checkpoint.read import checkpoints_in
+from dtrain.checkpoint.read import checkpoints_in, step_of
 
 pytestmark = pytest.mark.skipif(missing() != "", reason=missing())
 
@@ -18,19 +19,15 @@ SOON = 120  # seconds, after which a test gives up
 LONG = ["train.steps=300", "every.save=0", "every.evaluate=0", "every.sample=0"]
 
 
-def submit(slurm: Cluster, recipe: Path, runs: Path) -> str:
+def submit(slurm: Cluster, recipe: Path, runs: Path, *more: str) -> str:
     """Hand sbatch what dtrain prints, unchanged; the number of the job."""
     script = slurm.call(
         *(sys.executable, "-m", "dtrain", "launch", "slurm", str(recipe), *LONG, "--runs", str(runs)),
-        *("--nodes", "2", "--devices", "1", "--cores", "1", "--grace", "60", "--partition", "low"),
+        *("--nodes", "2", "--devices", "1", "--cores", "1", "--grace", "60", "--partition", "low", *more),
         environment={"PYTHONPATH": str(ROOT)},
     )
-    environment = {
-        "GLOO_SOCKET_IFNAME": "lo",
-        "PYTHONPATH": str(ROOT),
-        "CUDA_VISIBLE_DEVICES": "",
-        "HF_HOME": "/nonexistent",
-    }
+    environment = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "HF_HOME": "/nonexistent"}
+    environment["GLOO_SOCKET_IFNAME"] = "lo"  # both machines are this one
     environment["PATH"] = f"{Path(sys.executable).parent}:{slurm.variables['PATH']}"
     return slurm.call("sbatch", "--parsable", stdin=script, environment=environment).strip()
 
@@ -69,3 +66,25 @@ def test_a_job_saves_when_asked_or_preempted_queues_itself_again_and_ends_with_t
     for stopped in checkpoints_in(only_run(runs))[:-1]:
         stopped.rename(tmp_path / stopped.name)
     assert_same_run(only_run(runs), only_run(tmp_path / "alone"))
+
+
+@pytest.mark.skipif(not os.environ.get("DTRAIN_TEST_LONG"), reason="Slurm counts in minutes")
+def test_a_job_saves_before_its_time_is_over_and_is_not_queued_again_when_it_is_cancelled(
+    gan: Path, tmp_path: Path
+) -> None:
+    runs, folder = tmp_path / "runs", tmp_path / "slurm"
+    folder.mkdir()
+    with cluster(folder) as slurm:
+        job = submit(slurm, gan, runs, "train.steps=1000000", "--time", "2")
+        wait_for(lambda: slurm.job(job)["Restarts"] == "1", seconds=180, what="it queues itself again")
+        before = steps_logged(runs)
+        wait_for(lambda: steps_logged(runs) > before, seconds=SOON, what="the second life trains")
+        slurm.call("scancel", job)
+        ended = ("CANCELLED", "COMPLETED", "FAILED")
+        wait_for(lambda: slurm.job(job)["JobState"] in ended, seconds=SOON, what="it ends")
+        wait_for(lambda: "stopped by SIGTERM" in said_by(slurm, job), seconds=SOON, what="it saves")
+        assert slurm.job(job)["JobState"] == "CANCELLED"
+        assert slurm.job(job)["Restarts"] == "1"
+        assert "stopped by SIGUSR1" in said_by(slurm, job)
+    first, second = checkpoints_in(only_run(runs))
+    assert step_of(first) < step_of(second)

@@ -4,13 +4,18 @@ import re
 from collections.abc import Callable, Sequence
 from functools import reduce, wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dtrain.cli.arguments import a_recipe, said_again, scale
 from dtrain.errors import DtrainError
 from dtrain.launch.filling import ENGINES, LAST_WORDS, Job, kubernetes, slurm
+
+if TYPE_CHECKING:
+    from dtrain.recipe.document import Document
+
+EARLY = 60  # seconds by which Slurm may send the signal before its time
 
 _SHARED = (
     click.option("--nodes", type=click.IntRange(min=1), required=True, help="Machines."),
@@ -69,29 +74,19 @@ def _of_a_job(command: Callable[..., None]) -> Callable[..., None]:
         **own: Any,
     ) -> None:
         from dtrain.cli.trust import trust_of
-        from dtrain.recipe.fit import check_data, check_shares
-        from dtrain.recipe.load import from_document, read
+        from dtrain.recipe.load import read
 
         _check_engine(engine, config, scale_file)
         document = read(recipe, overrides, set_files=set_files, trust=trust_of(untrusted, trust))
-        loaded = from_document(document)
-        if data_elsewhere:
-            check_shares(loaded, loaded.train.batch_size, nodes * devices)
-        else:
-            check_data(loaded, document, nodes * devices)
+        of_recipe = _check(document, nodes * devices, data_elsewhere)
         asked = said_again(recipe, overrides, set_files, untrusted, trust)
         asked += [] if scale_file is None else ["--scale", str(scale_file)]
+        asked += ["--once"]  # it may be queued again when its run has just finished: nothing begins anew
+        asked += [] if runs == Path("runs") else ["--runs", str(runs)]
         job = Job(
-            name=loaded.name if name is None else name,
+            name=of_recipe if name is None else name,
             recipe=str(recipe),
-            # A job may be queued again when its run has just finished: nothing is to begin anew.
-            command=[
-                "dtrain",
-                "run",
-                *asked,
-                "--once",
-                *([] if runs == Path("runs") else ["--runs", str(runs)]),
-            ],
+            command=["dtrain", "run", *asked],
             nodes=nodes,
             devices=devices,
             cores=cores,
@@ -106,6 +101,19 @@ def _of_a_job(command: Callable[..., None]) -> Callable[..., None]:
         command(job, **own)
 
     return reduce(lambda inner, add: add(inner), reversed(_SHARED), a_recipe(carry_out))
+
+
+def _check(document: "Document", processes: int, data_elsewhere: bool) -> str:
+    """Raise RecipeErrors for what would stop so many processes; the recipe's name."""
+    from dtrain.recipe.fit import check_data, check_shares
+    from dtrain.recipe.load import from_document
+
+    loaded = from_document(document)
+    if data_elsewhere:
+        check_shares(loaded, loaded.train.batch_size, processes)
+    else:
+        check_data(loaded, document, processes)
+    return loaded.name
 
 
 def _check_engine(engine: str | None, config: Path | None, scale_file: Path | None) -> None:
@@ -151,12 +159,24 @@ def on_slurm(
     The run is saved before the job's time is over and when it is preempted; the job then queues itself again,
     and carries on.
     """
-    if not re.fullmatch(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}", time):
-        raise DtrainError(f"--time {time!r} is none of Slurm's; 24:00:00 or 2-12 (days-hours) would do")
+    if _seconds(time) < job.grace + EARLY:
+        raise DtrainError(f"--time {time!r} leaves nothing of --grace {job.grace} and the minute before")
     if strange := [option for option in options if not option.startswith("-")]:
         raise DtrainError(f"--sbatch {strange[0]!r} is no option of sbatch; --sbatch=--mem=200G would do")
     queue = [] if partition is None else [f"--partition={partition}"]
     click.echo(slurm(job, time=time, options=[*queue, *options], before=before), nl=False)
+
+
+def _seconds(time: str) -> int:
+    """A limit as sbatch takes it: minutes, m:s, h:m:s, d-h, d-h:m or d-h:m:s. Raises DtrainError."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
+    if found is None:
+        raise DtrainError(f"--time {time!r} is none of Slurm's; 24:00:00 or 2-12 (days-hours) would do")
+    days, *rest = (None if part is None else int(part) for part in found.groups())
+    first, second, third = rest
+    if days is not None or third is not None:
+        return ((days or 0) * 24 + (first or 0)) * 3600 + (second or 0) * 60 + (third or 0)
+    return (first or 0) * 60 + (second or 0)
 
 
 @launch.command("kubernetes")
