@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import launching
 import psutil
 import pytest
 from conftest import Life, start
@@ -193,6 +194,46 @@ def test_the_first_message_names_the_rank_and_the_cause(
     assert_told(plan, ended[plan.name].result())
     for number in range(1, TIMES):
         assert_told(plan, carry_out(plan, tmp_path / str(number)))
+
+
+ELASTIC = [*launching.TORCHRUN, "--standalone", "--nproc_per_node", "2", "-m"]
+OF_ACCELERATE = [*launching.ACCELERATE, "--config_file", "launch/cpu-2.yaml", "-m"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "fault", "says"),
+    [
+        (ELASTIC, "exception", f"rank 1 .* failed in {LOSS}: ZeroDivisionError: this rank"),
+        (ELASTIC, "kill", f"rank 1 .* ended without a word in .*{KILLED}"),
+        (OF_ACCELERATE, "hang", f"rank 1 .* hangs in {LOSS}"),
+    ],
+    ids=["torchrun, exception", "torchrun, SIGKILL", "accelerate, hang"],
+)
+def test_a_launcher_that_ends_the_others_leaves_the_first_message(
+    launcher: list[str], fault: str, says: str, tmp_path: Path
+) -> None:
+    recipe, tests = write(tmp_path, fault=fault, rank=1), str(Path(__file__).parent)
+    options = ["--runs", str(tmp_path / "runs"), "--hang-timeout", str(HANG_TIMEOUT)]
+    environment = {
+        "FAULT_MARK": str(tmp_path / MARK),
+        "PYTHONPATH": os.pathsep.join([str(launching.ROOT), tests]),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    command = [*launcher, "dtrain", "run", str(recipe), *options]
+    with launching.start(command, environment) as started:
+        family = set()
+        until = time.monotonic() + STARTING + LONGEST
+        while started.poll() is None and time.monotonic() < until:
+            with suppress(psutil.NoSuchProcess):
+                family |= {*psutil.Process(started.pid).children(recursive=True)}
+            time.sleep(0.2)
+        started.kill()
+        said = "" if started.stderr is None else started.stderr.read()
+    ours = [line for line in said.splitlines() if line.startswith("dtrain: ")]
+    assert ours, said
+    assert re.match(f"dtrain: {says}", ours[0]), said
+    assert started.returncode == 1
+    assert psutil.wait_procs(family, timeout=5)[1] == []
 
 
 def assert_told(plan: Plan, found: Ended) -> None:
