@@ -6,6 +6,7 @@ that could outlive a crash.
 """
 
 import ctypes
+import faulthandler
 import mmap
 import multiprocessing
 import os
@@ -118,6 +119,7 @@ class Worker:
 
 def _serve(examples: Examples, connection: Connection, trainer: int) -> None:
     _live_and_die_with(trainer)
+    faulthandler.enable()  # a worker that hangs is aborted, and shows where
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)  # the workers are the parallelism
     try:

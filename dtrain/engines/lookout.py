@@ -6,6 +6,7 @@ in the patience that they have with each other; rank 0 (`hub`) judges. The main 
 before what may take long.
 """
 
+import faulthandler
 import multiprocessing
 import os
 import re
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -29,10 +30,11 @@ from dtrain.engines.meeting import Meeting
 from dtrain.engines.position import Position
 from dtrain.engines.verdict import DEFECT, Failure, Member, Shown, Verdict
 from dtrain.engines.wire import Message, Wire
-from dtrain.errors import DtrainError, RankError
+from dtrain.errors import DtrainError, LaunchError, RankError
 
 MISTAKE, INTERRUPTED = 2, 130  # exit status
 UNWINDING = 20.0  # seconds that a process has to end in good order when all is said
+SHOWING = 0.5  # seconds that a process has to show its stacks
 LATER = 0.5  # seconds by which others leave the first word to the rank that failed
 # What gloo, NCCL and the store say where the other side has gone.
 BROKEN = re.compile(r"gloo|NCCL|onnection (closed|reset|refused)|[Bb]roken pipe|Timed? ?out|Socket", re.ASCII)
@@ -60,10 +62,13 @@ class Lookout:
             self._post, work = hub.post, hub.serve
             self.position.announce = hub.announce
         else:
-            wire = Wire(socket.create_connection((address, meeting.peers[0].port), timeout=2 * self.patience))
+            wire = Wire(connect(address, meeting.peers[0].port, 2 * self.patience))
             wire.send({"secret": meeting.secret, "rank": rank})
             self._post, work = wire.send, lambda: self._follow(wire)
             self.position.announce = lambda: wire.send({"seen": self.position.seen()})
+        if not faulthandler.is_enabled():
+            with suppress(ValueError, OSError):  # there may be no stderr
+                faulthandler.enable()  # a crash in foreign code then shows where it was called
         self._thread = threading.Thread(target=work, name="dtrain lookout", daemon=True)
         self._thread.start()
 
@@ -73,6 +78,12 @@ class Lookout:
         Raises RankError where it is one rank's, when that rank's report has been printed.
         """
         if self._thread is None or self._is_over or isinstance(error, RankError):
+            return
+        if isinstance(
+            error, GeneratorExit
+        ):  # the run was let go of unclosed, perhaps at the end of all threads
+            self._is_over = True
+            self._post({"left": True})
             return
         self._fails = True
         self._post({"seen": self.position.seen(), "failed": asdict(failure_of(error))})
@@ -145,15 +156,15 @@ class Lookout:
         """End as the verdict says: by the main thread, if it has an exception of its own, else here."""
         self._verdict = found
         self._answered.set()
-        for rank in found.ranks if not found.is_alive else ():
-            peer = self._peers[rank]
-            if peer.machine == self._me.machine and rank != self._me.rank:
-                with suppress(OSError):
-                    os.kill(peer.pid, signal.SIGKILL)  # it may be stopped, and would outlive us
+        if not self._fails:
+            self._say(found)
+        accused = [self._peers[rank] for rank in found.ranks]
+        if not found.is_alive:  # they may be stopped, and would outlive us
+            put_down(p.pid for p in accused if p.machine == self._me.machine and p.rank != self._me.rank)
+        elif not self._fails and self._me in accused:  # it hangs, perhaps for a worker
+            put_down(child.pid for child in multiprocessing.active_children())
         if self._fails:
             time.sleep(UNWINDING)
-        else:
-            self._say(found)
         end(found.status)
 
     def _say(self, found: Verdict) -> None:
@@ -175,6 +186,19 @@ class Lookout:
             said = f"dtrain: rank {self._me.rank} ends with rank {found.ranks[0]}, whose report says why\n"
         with suppress(OSError):
             os.write(2, said.encode(errors="replace"))
+
+
+def connect(address: str, port: int, seconds: float) -> socket.socket:
+    """Connect to rank 0. Raises LaunchError where that cannot be."""
+    try:
+        return socket.create_connection((address, port), timeout=seconds)
+    except OSError as error:
+        said = LaunchError(
+            f"rank 0 cannot be reached at {address}:{port} ({error}), though its store can: ranks must reach "
+            "each other at any port"
+        )
+        said.is_shared = False
+        raise said from None
 
 
 def failure_of(error: BaseException) -> Failure:
@@ -215,6 +239,17 @@ def killed_for_memory() -> int:
         with suppress(OSError):
             counts += [int(n) for n in re.findall(r"^oom_kill (\d+)$", Path(file).read_text(), re.MULTILINE)]
     return sum(counts)
+
+
+def put_down(processes: Iterable[int | None]) -> None:
+    """End processes that do not go on; those that are not stopped show their Python stacks on stderr."""
+    found = [pid for pid in processes if pid is not None]
+    for number in (signal.SIGABRT, signal.SIGKILL):  # faulthandler answers though foreign code has the lock
+        for pid in found:
+            with suppress(OSError):
+                os.kill(pid, number)
+        if found:
+            time.sleep(SHOWING)
 
 
 def end(status: int) -> None:

@@ -20,7 +20,7 @@ from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import _abort_process_group
 
 from dtrain.engines.hub import listen
-from dtrain.engines.lookout import Lookout
+from dtrain.engines.lookout import UNWINDING, Lookout
 from dtrain.engines.meeting import meet
 from dtrain.engines.world import World
 from dtrain.errors import LaunchError
@@ -78,7 +78,14 @@ def join(
 
 
 def leave(code: int) -> NoReturn:
-    """End the process as the interpreter would, but without taking it apart: see the comment in `join`."""
+    """End the process as the interpreter would, but without taking it apart: see the comment in `join`.
+
+    After a failure, whatever other threads are about, in some seconds.
+    """
+    if code:
+        giving_up = threading.Timer(UNWINDING, os._exit, (code,))
+        giving_up.daemon = True
+        giving_up.start()
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads and executors
     atexit._run_exitfuncs()
     sys.stdout.flush()
