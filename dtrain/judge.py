@@ -31,7 +31,8 @@ def open_evaluator(
     with ExitStack() as stack:
         # All weights are the checkpoint's own, those too that came out of another one.
         models = {name: dataclasses.replace(spec, weights_from=None) for name, spec in recipe.models.items()}
-        bare = dataclasses.replace(recipe, models=models, optimizers=empty())
+        train = dataclasses.replace(recipe.train, lanes=None)  # there are no gradients
+        bare = dataclasses.replace(recipe, models=models, optimizers=empty(), train=train)
         engine, lookout = stack.enter_context(open_engine(bare, world, scale, trust, hang_timeout))
         lookout.position.long("opening the data")
         source = recipe.evaluate.data or recipe.data

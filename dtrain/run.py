@@ -25,7 +25,7 @@ from dtrain.engines.agreement import agree, contents, facts, shapes
 from dtrain.engines.base import Engine
 from dtrain.engines.launcher import contradictions
 from dtrain.engines.position import HANG_TIMEOUT, Position
-from dtrain.engines.scale import DDP, Scale, read_scale
+from dtrain.engines.scale import DDP, Scale, misfits, read_scale
 from dtrain.engines.world import World, read_world
 from dtrain.errors import CheckpointError, DataError, DtrainError, LaunchError, RecipeError
 from dtrain.evaluation import Best, Evaluator, open_metrics
@@ -136,6 +136,8 @@ def setup(
         for mistake in contradictions(recipe.train, clips, world.size, world.asked):
             raise mistake
     scale = read_scale(os.environ, None) if scale is None else scale
+    for mistake in misfits(recipe, scale.engine):
+        raise mistake
     with ExitStack() as stack:
         engine, lookout = stack.enter_context(open_engine(recipe, world, scale, trust, hang_timeout))
         lookout.position.long("opening the data")
@@ -220,7 +222,7 @@ def open_engine(
         lookout.position.long("building the models")
         engine = TorchEngine(
             accelerator,
-            hold(scale.engine, accelerator),
+            hold(scale.engine, accelerator, lanes=recipe.train.lanes),
             models=recipe.models,
             optimizers=recipe.optimizers,
             averages=recipe.averages,

@@ -271,16 +271,25 @@ def start_two(
     *arguments: str | Path, log: Path, action: Callable[[list[str]], int] = main
 ) -> tuple[Life, Life]:
     """Start the two ranks of one world, as torchrun would."""
+    first, second = start_world(2, *arguments, log=log, action=action)
+    return first, second
+
+
+def start_world(
+    size: int, *arguments: str | Path, log: Path, action: Callable[[list[str]], int] = main
+) -> list[Life]:
+    """Start the ranks of a world, as torchrun would."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    all_ = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    all_ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 
     def start_rank(rank: str) -> Life:
-        environment = {**both, "RANK": rank, "LOCAL_RANK": rank}
+        environment = {**all_, "RANK": rank, "LOCAL_RANK": rank}
         return start(*arguments, log=log.with_suffix(f".{rank}"), action=action, environment=environment)
 
-    return start_rank("0"), start_rank("1")
+    return [start_rank(str(rank)) for rank in range(size)]
 
 
 def _live(

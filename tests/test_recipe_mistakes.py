@@ -67,7 +67,7 @@ MISTAKES = [  # what stands in the GAN's recipe, what instead with ^ before the 
     ("[train]\nsteps = 8", "^[train]", "train.steps", "give either `steps` or `epochs`"),
     ("steps = 8", "steps = 8\nepochs = ^2", "train.epochs", "give either `steps` or `epochs`"),
     ("batch_size = 8\n", "batch_size = ^9\n", "train.batch_size", "9 is not a multiple of"),
-    ("steps = 8", 'steps = 8\nprecision = ^"fp8"', "train.precision", "one of fp32, fp64, bf16, fp16"),
+    ("steps = 8", 'steps = 8\nprecision = ^"fp8"', "train.precision", "one of fp32, tf32, fp64, bf16, fp16"),
     ("steps = 8", 'steps = ^"8"', "train.steps", 'found "8"; a whole number would do'),
     ('best = "evaluate/loss"', 'best = ^"loss"', "checkpoint.best", 'did you mean "evaluate/loss"?'),
     ('best = "evaluate/loss"', 'best = ^"evaluate/lose"', "checkpoint.best", 'did you mean "evaluate/loss"?'),

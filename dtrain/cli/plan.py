@@ -125,14 +125,17 @@ def data_lines(recipe: Recipe, examples: int | None, processes: int) -> list[str
     most = -(-count // processes)
     idle = most * processes - count
     lines = [
-        f"each update: {train.batch_size} examples, {count} micro-batches of {train.micro}",
+        f"each update: {train.batch_size} examples, {count} micro-batches of {train.micro}"
+        + (f", added up in {train.lanes} lanes" if train.lanes is not None else ""),
         f"  on {processes} process{'es' * (processes > 1)}: {most} micro-batch{'es' * (most > 1)} each"
         + (f", {idle} process{'es' * (idle > 1)} one fewer" if idle else ""),
     ]
     length = f"{steps:,} steps" if steps is not None else f"{train.epochs} epochs"
     if examples is not None:
         length += f" over {examples:,} examples"
-    return [*lines, f"whole run: {length}, in {train.precision}"]
+    full = [name for name, model in recipe.models.items() if model.precision not in (None, train.precision)]
+    but = f" ({', '.join(full)} in fp32)" if full else ""
+    return [*lines, f"whole run: {length}, in {train.precision}{but}"]
 
 
 def memory_lines(recipe: Recipe) -> list[str]:

@@ -55,7 +55,7 @@ def run(
     start the same command again.
     """
     from dtrain.engines.launcher import contradictions
-    from dtrain.engines.scale import read_scale
+    from dtrain.engines.scale import misfits, read_scale
     from dtrain.engines.world import read_world, tie_to_launcher
 
     if fresh and resume is not None:
@@ -70,14 +70,15 @@ def run(
     from dtrain.cli.trust import trust_of
     from dtrain.recipe.fit import check_data
     from dtrain.recipe.load import from_document, read
-    from dtrain.recipe.locate import located
+    from dtrain.recipe.locate import located, locating
 
     document = read(recipe, overrides, set_files=set_files, trust=trust_of(untrusted, trust))
     if document.trust.everything:
         sys.path.append(str(recipe.parent.absolute()))  # a recipe's own modules may lie beside it
     loaded = from_document(document)  # a mistake is told before torch takes its seconds to come
     clips = {name: optimizer.clip for name, optimizer in loaded.optimizers.items()}
-    if against_launcher := list(contradictions(loaded.train, clips, world.size, world.asked)):
+    against_launcher = [*contradictions(loaded.train, clips, world.size, world.asked)]
+    if against_launcher := [*against_launcher, *misfits(loaded, scale.engine)]:
         raise located(document, against_launcher)
     if world.local_rank == 0:  # of a folder of a million pictures one listing a machine is enough
         check_data(loaded, document, world.size)
@@ -86,17 +87,19 @@ def run(
     from dtrain.run import setup, watch
     from dtrain.stopping import Agreement, Signals
 
-    with setup(
-        loaded,
-        runs=runs,
-        fresh=fresh,
-        once=once,
-        resume=resume,
-        world=world,
-        scale=scale,
-        trust=document.trust,
-        hang_timeout=hang_timeout,
-    ) as ready:
+    with locating(document):
+        made = setup(
+            loaded,
+            runs=runs,
+            fresh=fresh,
+            once=once,
+            resume=resume,
+            world=world,
+            scale=scale,
+            trust=document.trust,
+            hang_timeout=hang_timeout,
+        )
+    with made as ready:
         if ready.engine.rank == 0 and ready.place.checkpoint is not None:
             print(f"carrying on from {_short(ready.place.checkpoint)}", flush=True)
         with watch(ready) as observe, Signals(complain) as signals:

@@ -1,5 +1,6 @@
 """One optimizer update in torch, whatever the ranks have of a model: in whole, or in parts."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from dtrain.engines.gradients import clip_norm, clip_values, rescale, total_norm
 from dtrain.engines.held import Held, Hold, Named
 from dtrain.engines.loss_scale import LossScale
 from dtrain.engines.pieces import Piece, numbers, pieces, restore
-from dtrain.engines.precision import HALF, check_precision, in_full
+from dtrain.engines.precision import HALF, check_precision, compute_in_full, in_full, set_products
 from dtrain.engines.statistics import IDLE, Notes, average_notes, loose_buffers, take_notes
 from dtrain.engines.torch_state import NamedOptimizer
 from dtrain.spec.averages import Average
@@ -58,8 +59,7 @@ class TorchEngine:
         self.device = accelerator.device
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         check_precision(precision, self.device)
-        # cuDNN's convolutions otherwise round fp32 to tf32 in silence. torch makes the name at import.
-        torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        set_products(precision)
         torch.backends.cudnn.deterministic = True  # or a resume gives other bits
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self.half = HALF.get(precision)
@@ -70,7 +70,9 @@ class TorchEngine:
         self.held: dict[str, Held] = {}
         for name, spec in models.items():
             module = build_model(name, spec, seed=seed, trust=trust).to(self.dtype)
-            if self.half:  # losses are computed in full from what models give in half
+            if self.half and spec.precision is not None:
+                compute_in_full(module, self.device)
+            elif self.half:  # losses are computed in full from what models give in half
                 module.register_forward_hook(in_full)
             tables = embeddings(module)
 
@@ -121,7 +123,7 @@ class TorchEngine:
             take_notes([norm for name in self.bare if name not in names for norm in self.norms[name]])
             notes[IDLE if micro.idle else micro.number] = taken
             after = after or self._loose_values()
-        total = update.size if loss.weight is None else self._total_weight(terms)
+        total = update.size if loss.weight is None else self._total_weight(terms, update.micro_batches)
         gradients = self._reduced(names, update.size / total)
         losses = {
             micro.number: logs for (micro, _), (_, logs) in zip(shares, terms, strict=True) if not micro.idle
@@ -175,7 +177,8 @@ class TorchEngine:
         self._train_only(phase.updates)
         wrapped = {name: self.held[name].wrapped for name in phase.updates}
         models = SimpleNamespace(**{**self.bare, **wrapped})
-        with self._accumulating(phase, is_last):
+        number = IDLE if micro.idle else micro.number
+        with self._accumulating(phase, number, is_last):
             with self._autocast():
                 loss = phase.loss(models, batch, self.ops)
             weight = 0.0 if micro.idle else examples if loss.weight is None else loss.weight
@@ -252,11 +255,11 @@ class TorchEngine:
         weights = self._numbers([weight for weight, _ in terms])[:, None]
         rows = self._numbers([logs[name] for _, logs in terms for name in names]).reshape(len(terms), -1)
         weighed = torch.where(weights > 0, rows * weights, 0.0)  # what counts for nothing may be nan
-        sums = torch.cat([weighed, weights], dim=1).sum(0)
+        table = torch.cat([weighed, weights], dim=1)
         if self.world > 1:
-            sums = self.accelerator.reduce(sums, "sum")
-        *values, total = sums.tolist()
-        return {name: value / (total or 1.0) for name, value in zip(names, values, strict=True)}
+            table = self.accelerator.gather(table)
+        *sums, total = map(exact_sum, table.T.tolist())
+        return {name: value / (total or 1.0) for name, value in zip(names, sums, strict=True)}
 
     def _numbers(self, values: Sequence[Tensor | float]) -> Tensor:
         """Numbers and scalar arrays as one array on the device, where no value of it is waited for."""
@@ -349,7 +352,7 @@ class TorchEngine:
         return self.scales.setdefault(label, LossScale()) if self.needs_scale else None
 
     @contextmanager
-    def _accumulating(self, phase: Phase, is_last: bool) -> Iterator[None]:
+    def _accumulating(self, phase: Phase, number: int, is_last: bool) -> Iterator[None]:
         """Gradients go over the ranks with the last micro-batch alone, where they need not sooner.
 
         Where a loss has slopes in it, the backward goes through the backward of a model: all are kept whole.
@@ -358,7 +361,7 @@ class TorchEngine:
         self.ops.differentiates_twice = is_twice or not any(held.is_split for held in self.held.values())
         with ExitStack() as stack:
             for name in phase.updates:
-                stack.enter_context(self.held[name].accumulating(is_last))
+                stack.enter_context(self.held[name].accumulating(number, is_last))
             for held in self.held.values() if is_twice else ():
                 stack.enter_context(held.kept_whole())
             yield
@@ -374,14 +377,15 @@ class TorchEngine:
             self.held[name].train(True)
         self.trainable = names
 
-    def _total_weight(self, terms: Sequence[tuple[Any, Logs]]) -> Tensor:
-        weights = [torch.as_tensor(w, dtype=torch.float64, device=self.device) for w, _ in terms]
-        weight = torch.stack(weights).sum()
-        total = self.accelerator.reduce(weight, "sum") if self.world > 1 else weight
-        return total.clamp_min(1e-12).to(self.dtype)  # where nothing has weight, nothing moves
+    def _total_weight(self, terms: Sequence[tuple[Any, Logs]], micro_batches: int) -> Tensor:
+        """The sum of all weights, added in the order of the micro-batches."""
+        weights = self._numbers([weight for weight, _ in terms])
+        if self.world > 1:
+            weights = self.accelerator.gather(weights).view(self.world, -1).T.flatten()[:micro_batches]
+        return weights.sum().clamp_min(1e-12).to(self.dtype)  # where nothing has weight, nothing moves
 
     def _reduced(self, names: Sequence[str], factor: Tensor | float) -> dict[str, Named]:
-        """The gradients times `factor`, and the ranks over which they are means where a sum is wanted.
+        """The gradients times `factor`, and the sums over which they are means where a sum is wanted.
 
         Not in the loss: there fp16 would overflow the sooner the more ranks there are.
         """
@@ -389,7 +393,7 @@ class TorchEngine:
         for name in names:
             self.held[name].reduce()
             gradients[name] = self.held[name].gradients()
-            rescale([gradient for _, gradient in gradients[name]], factor * self.world)
+            rescale([gradient for _, gradient in gradients[name]], factor * self.held[name].mean_over)
         return gradients
 
     def _step(
@@ -453,3 +457,11 @@ class TorchEngine:
 
 def _detached(logs: Logs) -> Logs:
     return {name: value.detach() if isinstance(value, Tensor) else value for name, value in logs.items()}
+
+
+def exact_sum(numbers: Sequence[float]) -> float:
+    """The sum as it rounds from the exact one, so that the order, and the ranks, are of no account."""
+    try:
+        return math.fsum(numbers)
+    except (OverflowError, ValueError):  # of inf and -inf
+        return sum(numbers)

@@ -25,13 +25,17 @@ class Held(Protocol):
     is_split: bool
     # whether its first backward goes over the ranks in another order than all that follow, so it is rehearsed
     needs_rehearsal: bool
+    mean_over: int  # of how many sums over a rank's micro-batches `reduce` makes means; 1: it adds them up
 
     def train(self, on: bool) -> None:
         """Let gradients reach the parameters that are trained, or not."""
         ...
 
-    def accumulating(self, is_last: bool) -> AbstractContextManager[Any]:
-        """What surrounds a micro-batch: at the latest with the last, gradients go over the ranks."""
+    def accumulating(self, number: int, is_last: bool) -> AbstractContextManager[Any]:
+        """What surrounds a micro-batch: at the latest with the last, gradients go over the ranks.
+
+        `number` is its own among those of all ranks; IDLE where it counts for nothing.
+        """
         ...
 
     def kept_whole(self) -> AbstractContextManager[Any]:
@@ -39,7 +43,7 @@ class Held(Protocol):
         ...
 
     def reduce(self) -> None:
-        """After the last backward: gradients are means over the ranks from now on. Collective."""
+        """After the last backward: from now on gradients are of all ranks, see `mean_over`. Collective."""
         ...
 
     def gradients(self) -> Named:

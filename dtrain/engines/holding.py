@@ -8,9 +8,14 @@ from dtrain.engines.held import Hold
 from dtrain.engines.scale import DDP, FSDP, Parallel, ZeRO
 
 
-def hold(parallel: Parallel, accelerator: Accelerator) -> Hold:
-    """What keeps a model among these ranks."""
+def hold(parallel: Parallel, accelerator: Accelerator, *, lanes: int | None) -> Hold:
+    """What keeps a model among these ranks; with `lanes`, which only whole models have, adding up in them."""
     # Imports of what is not asked for would cost seconds.
+    if lanes is not None:
+        from dtrain.engines.lanes import InLanes
+
+        assert isinstance(parallel, DDP)
+        return partial(InLanes, accelerator=accelerator, lanes=lanes)
     if isinstance(parallel, DDP):
         from dtrain.engines.replicated import Replicated
 

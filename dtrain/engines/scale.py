@@ -3,17 +3,21 @@
 Nothing here imports torch: a launch that asks for what is not there is refused before that.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from dtrain.errors import LaunchError
+from dtrain.errors import LaunchError, RecipeError
 from dtrain.recipe.document import Document, Said, Sayings
 from dtrain.recipe.locate import located
 from dtrain.recipe.texts import open_text, parse
 from dtrain.spec.decode import decode
 from dtrain.spec.table import AtLeastOne, Natural, OneOf, Positive, Table, Wrong, kind, table
+from dtrain.spec.words import dotted
+
+if TYPE_CHECKING:  # it takes NumPy, which would keep this process from tying itself to its launcher
+    from dtrain.recipe.values import Recipe
 
 Patterns = Annotated[tuple[str, ...], AtLeastOne()]
 
@@ -102,6 +106,17 @@ def read_scale(environment: Mapping[str, str], path: Path | None) -> Scale:
             f"{asked.kind!r}; say it in one place"
         )
     return found
+
+
+def misfits(recipe: "Recipe", engine: Parallel) -> Iterator[RecipeError]:
+    """What a recipe asks for and an engine cannot do."""
+    if recipe.train.lanes is not None and not isinstance(engine, DDP):
+        said = f"adds up gradients that are whole on every process, and {engine.kind} keeps parts of them"
+        yield RecipeError("train.lanes", f"{said}; launch/ddp.yaml would do, or leave it out", is_key=True)
+    for name, model in recipe.models.items():
+        if model.precision is not None and isinstance(engine, ZeRO) and engine.half_parameters:
+            said = "engine.half_parameters of the launch turns weights into bf16; without it this would do"
+            yield RecipeError(f"{dotted(('models', name))}.precision", said, is_key=True)
 
 
 def engine_asked(environment: Mapping[str, str]) -> Parallel | None:

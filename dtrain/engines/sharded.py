@@ -43,6 +43,7 @@ class Sharded:
         assert isinstance(module, FSDPModule)  # fully_shard has made it one
         self.root: FSDPModule = module
         self.mesh = mesh
+        self.mean_over = mesh.size()
         self.options = options
         self.parameters: dict[str, DTensor] = dict(module.named_parameters())  # type: ignore[arg-type]
         self.trained = [self.parameters[name] for name in trained] if build is not None else []
@@ -58,7 +59,7 @@ class Sharded:
         for parameter in self.trained:
             parameter.requires_grad_(on)
 
-    def accumulating(self, is_last: bool) -> AbstractContextManager[Any]:
+    def accumulating(self, number: int, is_last: bool) -> AbstractContextManager[Any]:
         if self.options.accumulate == "whole":
             self.root.set_requires_gradient_sync(is_last)
         return nullcontext()

@@ -54,6 +54,7 @@ class Zero:
             module, self.optimizer.optimizer, options, local_rank=accelerator.local_process_index
         )
         self.world = world
+        self.mean_over = accelerator.num_processes
         world.joined()
         names: Names = {parameter: name for name, parameter in self.parameters.items()}
         stage = Slices if options.stage == 3 else Stretches
@@ -70,7 +71,7 @@ class Zero:
             parameter.requires_grad_(on)
 
     @contextmanager
-    def accumulating(self, is_last: bool) -> Iterator[None]:
+    def accumulating(self, number: int, is_last: bool) -> Iterator[None]:
         """Gradients go over the ranks during the backward; of stage 1 after the last alone."""
         optimizer = self.engine.optimizer
         self.engine.set_gradient_accumulation_boundary(is_last)

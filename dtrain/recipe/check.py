@@ -28,6 +28,7 @@ def mistakes(parts: Parts, spread: Collection[str] = ()) -> Iterator[RecipeError
     The optimizers of the models `spread` are "*", which is for those of them that are trained.
     """
     yield from _batches(parts.values.get("train"))
+    yield from _precisions(parts)
     system = parts.values.get("system")
     metrics = _evaluated(system, parts)
     yield from _best(parts, system, metrics)
@@ -81,9 +82,15 @@ def _idle_losses(parts: Parts, system: System) -> Iterator[RecipeError]:
 
 
 def _batches(train: Any) -> Iterator[RecipeError]:
-    if train is None or not train.batch_size % train.micro:
+    if train is None:
         return
     size, micro = train.batch_size, train.micro
+    if not size % micro:
+        if train.lanes is not None and train.lanes > size // micro:
+            said = f"found {train.lanes}, but an update has {size // micro} micro-batch"
+            said += f"{'es' * (size > micro)} (train.micro_batch_size is {micro}); {size // micro} would do"
+            yield RecipeError("train.lanes", said)
+        return
     if roundness(micro) < roundness(size) or micro > size:
         fitting = max(n for n in range(1, min(micro, size) + 1) if size % n == 0)
         said = f"{micro} does not divide train.batch_size ({size}); {fitting} would"
@@ -95,6 +102,19 @@ def _batches(train: Any) -> Iterator[RecipeError]:
             "train.batch_size",
             f"{size} is not a multiple of train.micro_batch_size ({micro}); {near} would do",
         )
+
+
+def _precisions(parts: Parts) -> Iterator[RecipeError]:
+    """Models that cannot compute in another precision than the run."""
+    whole = {
+        "tf32": 'sets how the GPU multiplies at all, for every model; "bf16" would do there, or "fp32"',
+        "fp64": 'keeps all weights in fp64; "fp32" would do there',
+    }
+    found = getattr(parts.values.get("train"), "precision", None)
+    for name, model in parts.values.get("models", {}).items():
+        if getattr(model, "precision", None) is not None and found in whole:
+            said = f'train.precision = "{found}" {whole[found]}, or leave this out'
+            yield RecipeError(f"{dotted(('models', name))}.precision", said, is_key=True)
 
 
 def _evaluated(system: Any, parts: Parts) -> list[str]:

@@ -219,6 +219,10 @@ def share_problems(recipe: Recipe, examples: int, processes: int) -> Iterator[Re
             f"a batch of {batch} in micro-batches of {micro} leaves some of {processes} processes without "
             f"work; set it to {fitting} or less",
         )
+    if recipe.train.lanes is not None and recipe.train.lanes % processes:
+        most = max(batch // micro // processes * processes, processes)
+        said = f"{recipe.train.lanes} cannot be shared evenly by {processes} processes"
+        yield RecipeError("train.lanes", f"{said}; {most} would do")
     if examples % batch % micro == 1 or micro == 1:
         for name, model in recipe.models.items():
             if _needs_company(model):

@@ -54,6 +54,8 @@ def pace_of(train: Train, system: Any, examples: int | None) -> Pace | None:
 def plan_memory(recipe: Recipe) -> Memory | None:
     """An estimate for one process; None where a model is imported and its size unknown.
 
+    Gradients are those of the largest model; with lanes, of each of them.
+
     Activations count every layer's output once for each model that a phase calls, in the precision of the
     run; what kernels need besides, and the process itself, is not counted.
     """
@@ -63,15 +65,18 @@ def plan_memory(recipe: Recipe) -> Memory | None:
     size = 8 if recipe.train.precision == "fp64" else 4
     half = 2 if recipe.train.precision in ("bf16", "fp16") else size
     outputs = sum(
-        math.prod(row.after) for m in recipe.models.values() if isinstance(m, ModelSpec) for row in m.rows()
+        (half if model.precision is None else size) * math.prod(row.after)
+        for model in recipe.models.values()
+        if isinstance(model, ModelSpec)
+        for row in model.rows()
     )
     trained = [name for name in recipe.models if name in recipe.optimizers]
     return Memory(
         weights=size * sum(counts.values()),
-        gradients=size * max((counts[name] for name in trained), default=0),
+        gradients=size * (1 + (recipe.train.lanes or 0)) * max((counts[name] for name in trained), default=0),
         optimizers=size * sum(numbers_kept(recipe.optimizers[name], recipe.models[name]) for name in trained),
         averages=size * sum(counts[name] for name in recipe.averages),
-        activations=half * outputs * recipe.train.micro,
+        activations=outputs * recipe.train.micro,
     )
 
 

@@ -22,7 +22,7 @@ from dtrain.recipe.fit import is_outside
 from dtrain.recipe.imports import check_trust
 from dtrain.recipe.texts import Text, parse
 from dtrain.spec.decode import BROKEN, decode
-from dtrain.spec.models import AnyModel, StoredModel, WeightsFrom
+from dtrain.spec.models import OF_RUN, AnyModel, StoredModel, WeightsFrom
 from dtrain.spec.trust import Trust
 from dtrain.spec.words import Place, dotted, nearest
 
@@ -49,13 +49,14 @@ def put_in(document: Document, place: Place) -> None:
     except RecipeError as error:
         key = "model" if error.key == "model" else "path"
         return document.complain((*place, key), f"{found.path}: {error.message}", suggestion=error.suggestion)
-    own, losses = document.said_at(place), (*place, "losses")
-    said = {here: document.said[here] for here in document.said.below(losses)}
-    kept = {"losses": table["losses"]} if "losses" in table else {}
+    own, kept = document.said_at(place), {key: table[key] for key in OF_RUN if key in table}
+    said = {(*place, key): own.below((key,)) for key in kept}
+    for key in kept:
+        said |= {here: document.said[here] for here in document.said.below((*place, key))}
     at(document.table, place[:-1])[place[-1]] = {**taken, **kept, "weights_from": _pinned(stored, found)}
     document.graft(place, source, ("models", stored.model), own)
     document.said[*place, "weights_from"] = own
-    for here, who in {losses: own.below(("losses",)), **said}.items():
+    for here, who in said.items():
         document.said[here] = who
 
 
@@ -92,7 +93,7 @@ def _command(path: Path, folder: Path) -> str:
 
 
 def _taken(checkpoint: Checkpoint, name: str, trust: Trust) -> tuple[Document, dict[str, Any]]:
-    """The recipe of a checkpoint, and the table of one of its models, without what it was trained down.
+    """The recipe of a checkpoint, and the table of one of its models, without what was that run's.
 
     Raises RecipeError if it has none, or one that cannot be read or imports what is not trusted.
     """
@@ -110,7 +111,7 @@ def _taken(checkpoint: Checkpoint, name: str, trust: Trust) -> tuple[Document, d
         mistakes += check_trust({"models": {name: model}}, trust)
     for mistake in mistakes:
         raise mistake
-    return source, {key: value for key, value in models[name].items() if key != "losses"}
+    return source, {key: value for key, value in models[name].items() if key not in OF_RUN}
 
 
 def _pinned(source: WeightsFrom, checkpoint: Checkpoint) -> dict[str, Any]:

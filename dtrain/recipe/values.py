@@ -30,7 +30,7 @@ Name = Annotated[
     ),
 ]
 AnyMetric = Annotated[Metric | Imported, OneOf(Metric)]
-Precision = Literal["fp32", "fp64", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "fp64", "bf16", "fp16"]
 
 
 @table
@@ -41,7 +41,12 @@ class Train(Table):
     epochs: Positive | None = None  # passes over the training examples
     batch_size: Positive  # examples of one update, over all devices
     micro_batch_size: Positive | None = None  # examples in one forward; the whole batch if left out
-    precision: Precision = "fp32"  # of the arithmetic; weights stay in fp32, or in fp64
+    # of the arithmetic; weights stay in fp32, or in fp64. tf32, of GPUs alone, rounds what is multiplied in
+    # matrix products and convolutions
+    precision: Precision = "fp32"
+    # sums of gradients that gradients of micro-batches are added up in, each by itself: then any number of
+    # processes that divides it gives the same bits; sums go by the number of processes if left out
+    lanes: Positive | None = None
     # where a loss or a gradient is not finite: stop, or skip the update
     on_nonfinite: Literal["stop", "skip"] = "stop"
     patience: Positive | None = None  # ends after so many evaluations without a better `checkpoint.best`

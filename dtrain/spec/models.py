@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from dtrain.spec.blocks import LARGEST, Layers, Row, count, parameters, shape_after, walk
 from dtrain.spec.initial import Shape
@@ -38,6 +38,8 @@ class ModelSpec(Table):
     input: Sides  # without the batch axis: [1, 28, 28]
     layers: Layers  # in order; each takes what the one before gives
     weights_from: WeightsFrom | None = None  # a checkpoint to begin with; drawn at random if left out
+    # computes in fp32 and takes its inputs so, where train.precision is less; as the others if left out
+    precision: Literal["fp32"] | None = None
     # its own terms in the loss of every phase that updates it; of system.kind = "composed" alone
     losses: Terms = field(default_factory=empty)
 
@@ -85,6 +87,8 @@ class ImportedModel(Imported):
     # its own terms in the loss of every phase that updates it; of system.kind = "composed" alone
     losses: Terms = field(default_factory=empty)
     weights_from: WeightsFrom | None = None  # a checkpoint to begin with
+    # computes in fp32 and takes its inputs so, where train.precision is less; as the others if left out
+    precision: Literal["fp32"] | None = None
 
 
 @kind(ModelSpec, "checkpoint")
@@ -96,6 +100,11 @@ class StoredModel(WeightsFrom):
 
     # its own terms in the loss of every phase that updates it; of system.kind = "composed" alone
     losses: Terms = field(default_factory=empty)
+    # computes in fp32 and takes its inputs so, where train.precision is less; as the others if left out
+    precision: Literal["fp32"] | None = None
+
+
+OF_RUN = ("losses", "precision")  # keys of a model that are not its own, but those of the run that trains it
 
 
 Model = ModelSpec | ImportedModel
