@@ -222,7 +222,7 @@ def open_engine(
         lookout.position.long("building the models")
         engine = TorchEngine(
             accelerator,
-            hold(scale.engine, accelerator, lanes=recipe.train.lanes),
+            hold(scale.engine, accelerator, lanes=recipe.train.lanes, local_size=world.local_size),
             models=recipe.models,
             optimizers=recipe.optimizers,
             averages=recipe.averages,

@@ -103,7 +103,8 @@ def cases() -> dict[str, tuple[Table, tuple[str, ...]]]:
 
 
 REFUSED: dict[str, Table] = {
-    "fp64": {**JOINT},
+    "fp64": JOINT,
+    "half": classifier(ADAM, precision="fp32"),
     "muon": classifier({"kind": "muon", "lr": 0.02, "others": {"lr": 2e-3}}, precision="fp32"),
     "adafactor": classifier({"kind": "adafactor", "lr": 0.05}),
     "adagrad": classifier(
@@ -179,7 +180,7 @@ def refuse(folder: Path, world: int) -> None:
         table = copy.deepcopy(table)
         table["train"] |= {"steps": 1} | ({} if name == "fp64" else {"precision": "fp32"})
         try:
-            with ready(table, folder, "zero2") as run:
+            with ready(table, folder, "zero2, half" if name == "half" else "zero2") as run:
                 list(dtrain.train(run))
         except (DtrainError, RuntimeError) as error:
             said[name] = f"{type(error).__name__}: {error}"

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 def rescale(gradients: Sequence[Tensor], factor: Tensor | float) -> None:
     """Multiply them in place."""
     if gradients and (isinstance(factor, Tensor) or factor != 1):
+        if isinstance(factor, Tensor):
+            factor = factor.to(gradients[0].device)  # which may be offloaded
         torch._foreach_mul_(list(gradients), factor)
 
 

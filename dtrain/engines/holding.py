@@ -8,8 +8,11 @@ from dtrain.engines.held import Hold
 from dtrain.engines.scale import DDP, FSDP, Parallel, ZeRO
 
 
-def hold(parallel: Parallel, accelerator: Accelerator, *, lanes: int | None) -> Hold:
-    """What keeps a model among these ranks; with `lanes`, which only whole models have, adding up in them."""
+def hold(parallel: Parallel, accelerator: Accelerator, *, lanes: int | None, local_size: int) -> Hold:
+    """What keeps a model among these ranks, of which `local_size` are on this machine.
+
+    With `lanes`, which only whole models have, gradients are added up in them.
+    """
     # Imports of what is not asked for would cost seconds.
     if lanes is not None:
         from dtrain.engines.lanes import InLanes
@@ -30,7 +33,8 @@ def hold(parallel: Parallel, accelerator: Accelerator, *, lanes: int | None) -> 
     assert isinstance(parallel, ZeRO)
     from dtrain.engines.zero_world import DeepSpeedWorld
 
-    world = DeepSpeedWorld(accelerator.device)  # first: it says for which device DeepSpeed is imported
+    # First: it says for which device DeepSpeed is imported.
+    world = DeepSpeedWorld(accelerator.device, accelerator.local_process_index, local_size)
     from dtrain.engines.zero import hold_by_zero
 
     return partial(hold_by_zero, accelerator=accelerator, options=parallel, world=world)

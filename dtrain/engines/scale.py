@@ -117,6 +117,12 @@ def misfits(recipe: "Recipe", engine: Parallel) -> Iterator[RecipeError]:
         if model.precision is not None and isinstance(engine, ZeRO) and engine.half_parameters:
             said = "engine.half_parameters of the launch turns weights into bf16; without it this would do"
             yield RecipeError(f"{dotted(('models', name))}.precision", said, is_key=True)
+    if isinstance(engine, ZeRO) and recipe.train.precision == "fp64":
+        said = "fp64 is more than DeepSpeed keeps of weights, which is fp32"
+        yield RecipeError("train.precision", f"{said}; launch/ddp.yaml would do, or fp32")
+    if isinstance(engine, ZeRO) and engine.half_parameters and recipe.train.precision != "bf16":
+        said = f"{recipe.train.precision} is not what engine.half_parameters of the launch is for"
+        yield RecipeError("train.precision", f"{said}; without it this would do, or bf16")
 
 
 def engine_asked(environment: Mapping[str, str]) -> Parallel | None:

@@ -50,9 +50,7 @@ class Zero:
         check_model(self.optimizer.model, module, self.optimizer.optimizer, options)
         self.parameters = dict(module.named_parameters())
         self.trained = list(trained.values())
-        self.engine = build_engine(
-            module, self.optimizer.optimizer, options, local_rank=accelerator.local_process_index
-        )
+        self.engine = build_engine(module, self.optimizer.optimizer, options)
         self.world = world
         self.mean_over = accelerator.num_processes
         world.joined()
@@ -95,7 +93,13 @@ class Zero:
         """It was done with each micro-batch."""
 
     def gradients(self) -> Named:
-        return list(self.stage.gradients())
+        named = list(self.stage.gradients())
+        if (
+            not named
+        ):  # of a small model a rank may have nothing, and norms must be on one device all the same
+            name = next(iter(self.stage.pieces))
+            named = [(name, self._weight(name)[:0])]
+        return named
 
     def weights(self) -> Named:
         return [(name, self._weight(name)) for name in self.parameters]

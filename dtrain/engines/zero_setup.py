@@ -10,7 +10,6 @@ from torch import distributed, nn
 
 from dtrain.engines.elementwise import check_elementwise
 from dtrain.engines.scale import ZeRO
-from dtrain.engines.zero_world import variables
 from dtrain.errors import LaunchError
 
 
@@ -23,13 +22,11 @@ class Engine(DeepSpeedEngine):  # type: ignore[misc]  # DeepSpeed says nothing o
                 distributed.broadcast(parameter.data, 0)
 
 
-def build_engine(
-    module: nn.Module, optimizer: torch.optim.Optimizer, options: ZeRO, *, local_rank: int
-) -> DeepSpeedEngine:
+def build_engine(module: nn.Module, optimizer: torch.optim.Optimizer, options: ZeRO) -> DeepSpeedEngine:
     """A DeepSpeed engine around a module, for its optimizer. Collective."""
     trained = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     told = configuration(options, trained, on_gpu=next(module.parameters()).is_cuda)
-    with variables(LOCAL_RANK=str(local_rank)), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what it imports
         engine = Engine(
             args=None, model=module, optimizer=optimizer, config=told, config_class=DeepSpeedConfig(told)
@@ -73,7 +70,10 @@ def configuration(options: ZeRO, trained: int, *, on_gpu: bool) -> dict[str, Any
         "timers": {"throughput": {"enabled": False}},  # it would wait for the device in every forward
     }
     if options.half_parameters:
-        told |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+        told |= {
+            "bf16": {"enabled": True, "check_grad_overflow": False},
+            "data_types": {"grad_accum_dtype": "fp32"},
+        }
     return told
 
 
@@ -84,10 +84,6 @@ def check_model(name: str, module: nn.Module, optimizer: torch.optim.Optimizer, 
     if isinstance(optimizer, torch.optim.Adagrad) and len(optimizer.param_groups) > 1:
         raise LaunchError(f"{place}DeepSpeed drops the groups of Adagrad; rmsprop would do, or no groups")
     parameters = dict(module.named_parameters())
-    if double := [key for key, parameter in parameters.items() if parameter.dtype == torch.float64]:
-        raise LaunchError(
-            f"{place}{double[0]} is fp64, and its weights are fp32 in the optimizer; fp32 would do, or DDP"
-        )
     if options.stage == 3 and (single := [key for key, own in parameters.items() if own.ndim == 0]):
         raise LaunchError(
             f"{place}{single[0]} is a single number without a shape, which DeepSpeed cannot cut; "

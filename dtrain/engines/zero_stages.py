@@ -53,6 +53,7 @@ class Stretches:
         self.masters: list[Tensor] = optimizer.single_partition_of_fp32_groups
         self.pieces: dict[str, Piece] = {}
         self.names = names
+        optimizer.scaled_global_norm = _no_norm  # where it is offloaded; else `configuration` sees to it
         for group, parameters in enumerate(optimizer.bit16_groups):
             start = 0
             inside = {id(parameter) for parameter in optimizer.params_in_partition[group]}
@@ -110,6 +111,7 @@ class Slices:
         self.names = names
         self.parameters: list[Any] = list(names)
         self.holds = False
+        optimizer._get_norm_groups = lambda: [_no_norm()]
         for group, parameters in enumerate(optimizer.fp16_groups):
             start = 0
             for parameter in parameters:
@@ -178,6 +180,11 @@ class Slices:
                     parameter.ds_active_sub_modules.add(HELD)
 
         offload.pre_sub_module_backward_function = fetch_and_hold
+
+
+def _no_norm() -> Tensor:
+    """In place of a norm that DeepSpeed would go by, to leave out updates: it is looked after outside."""
+    return torch.zeros(())
 
 
 def _gradient(flat: Tensor) -> Tensor:

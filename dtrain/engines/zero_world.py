@@ -4,7 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -14,8 +14,8 @@ from dtrain.errors import LaunchError
 class DeepSpeedWorld:
     """DeepSpeed in this process, from the first model that it keeps to the last."""
 
-    def __init__(self, device: torch.device):
-        """Import DeepSpeed for a device, and let it join the process group that is open.
+    def __init__(self, device: torch.device, local_rank: int, local_size: int):
+        """Import DeepSpeed for a device of this machine, and let it join the process group that is open.
 
         Raises LaunchError where it cannot be had.
         """
@@ -28,6 +28,7 @@ class DeepSpeedWorld:
             raise LaunchError(
                 f"DeepSpeed cannot be imported here ({error}); it is for Linux: pip install deepspeed"
             ) from error
+        _leave()  # where a run ended in the middle, it is still there
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         # Otherwise it compiles C++ for a minute, of use in inference alone.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -35,6 +36,9 @@ class DeepSpeedWorld:
         # torch 2.13 has renamed what it calls.
         warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+_tensor` is deprecated", FutureWarning)
         self.models = 0
+        # What it looks up in the middle of a step. On CPUs it would start a program to count them, each time.
+        self.told = ExitStack()
+        self.told.enter_context(variables(LOCAL_RANK=str(local_rank), LOCAL_SIZE=str(local_size)))
 
     def joined(self) -> None:
         """One more model is kept."""
@@ -44,6 +48,7 @@ class DeepSpeedWorld:
         """One less is; with the last of them, undo what DeepSpeed did to this process."""
         self.models -= 1
         if not self.models:
+            self.told.close()
             _leave()
 
 
