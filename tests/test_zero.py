@@ -133,8 +133,8 @@ def test_what_one_stage_leaves_another_takes_up_to_the_bit(folder: Path, engine:
 
 def test_what_zero_would_do_otherwise_is_refused_with_the_reason(folder: Path) -> None:
     said = read(folder, "2 refused")
-    assert "DeepSpeed keeps weights in fp32" in said["fp64"]
-    assert "half_parameters is for recipes in bf16" in said["half"]
+    assert "fp64 is more than DeepSpeed keeps of weights" in said["fp64"]
+    assert "fp32 is not what engine.half_parameters of the launch is for" in said["half"]
     assert "Muon" in said["muon"]
     assert "its optimizer, Adafactor, may go by the shapes of weights" in said["adafactor"]
     assert "DeepSpeed drops the groups of Adagrad" in said["adagrad"]

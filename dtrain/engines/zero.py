@@ -17,7 +17,7 @@ from dtrain.engines.zero_setup import build_engine, check_model
 from dtrain.engines.zero_stages import Names, Slices, Stage, Stretches
 from dtrain.engines.zero_state import SINGLE, joined_state
 from dtrain.engines.zero_world import DeepSpeedWorld
-from dtrain.errors import CheckpointError
+from dtrain.errors import CheckpointError, LaunchError
 
 
 def hold_by_zero(
@@ -164,10 +164,10 @@ class Zero:
         self.optimizer.optimizer = made
 
     def _check_all_reached(self) -> None:
-        """Raise RuntimeError where a backward left parameters out: ZeRO would give them slopes of zero."""
+        """Raise LaunchError where a backward left parameters out: ZeRO would give them slopes of zero."""
         reached = self.engine.optimizer._hooks_fired_this_backward
         if reached != len(self.trained):
-            raise RuntimeError(
+            raise LaunchError(
                 f"{len(self.trained) - reached} of {len(self.trained)} parameters of {self.optimizer.model} "
                 "took no part in the loss, and ZeRO would move them by their momentum all the same; freeze "
                 "them, or train on one process"
