@@ -22,10 +22,12 @@ from dtrain.data.opening import open_examples
 from dtrain.data.order import Order, Sweep
 from dtrain.data.source import Examples
 from dtrain.engines.agreement import agree, contents, facts, shapes
+from dtrain.engines.asked import read_scale
 from dtrain.engines.base import Engine
 from dtrain.engines.launcher import contradictions
 from dtrain.engines.position import HANG_TIMEOUT, Position
-from dtrain.engines.scale import DDP, Scale, misfits, read_scale
+from dtrain.engines.scale import DDP, Scale
+from dtrain.engines.scale_fit import misfits, unfit
 from dtrain.engines.world import World, read_world
 from dtrain.errors import CheckpointError, DataError, DtrainError, LaunchError, RecipeError
 from dtrain.evaluation import Best, Evaluator, open_metrics
@@ -136,7 +138,7 @@ def setup(
         for mistake in contradictions(recipe.train, clips, world.size, world.asked):
             raise mistake
     scale = read_scale(os.environ, None) if scale is None else scale
-    for mistake in misfits(recipe, scale.engine):
+    for mistake in (*unfit(scale, recipe), *misfits(recipe, scale.engine)):
         raise mistake
     with ExitStack() as stack:
         engine, lookout = stack.enter_context(open_engine(recipe, world, scale, trust, hang_timeout))
@@ -228,6 +230,7 @@ def open_engine(
             averages=recipe.averages,
             precision=recipe.train.precision,
             seed=recipe.seed,
+            scale=scale,
             skips=recipe.train.on_nonfinite == "skip",
             trust=trust,
         )

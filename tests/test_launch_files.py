@@ -19,7 +19,8 @@ from conftest import Said, only_run
 from kubernetes_schemas import mistakes
 from launching import ACCELERATE, ROOT, start, wait
 
-from dtrain.engines.scale import FSDP, ZeRO, engine_asked
+from dtrain.engines.asked import engine_asked
+from dtrain.engines.scale import FSDP, ZeRO
 from dtrain.format.files import MANIFEST
 from dtrain.launch.filling import ENGINES
 

@@ -76,7 +76,7 @@ def test_every_key_of_ours_among_arguments_says_what_it_is(cls: type) -> None:
 
 
 def test_the_tables_of_the_reference_are_those_of_the_code() -> None:
-    assert renewed(TEXT) == TEXT, "python -m dtrain.recipe.reference docs/recipe.md"
+    assert renewed(TEXT, parts()) == TEXT, "python -m dtrain.recipe.reference docs/recipe.md"
 
 
 def test_every_key_and_kind_stands_in_the_reference() -> None:
@@ -88,7 +88,7 @@ def test_every_key_and_kind_stands_in_the_reference() -> None:
 
 def test_a_part_that_is_not_there_is_missed() -> None:
     with pytest.raises(DtrainError, match="look at track"):
-        renewed(TEXT.replace("<!-- generated: track -->", ""))
+        renewed(TEXT.replace("<!-- generated: track -->", ""), parts())
 
 
 def test_links_lead_somewhere() -> None:

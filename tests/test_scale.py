@@ -1,12 +1,21 @@
 """What a launch says of how to run: read from its file and from what Accelerate leaves in the environment."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dtrain.engines.scale import DDP, FSDP, Scale, ZeRO, read_scale
+import dtrain
+from dtrain.engines.asked import read_scale
+from dtrain.engines.scale import DDP, FSDP, Activations, Compile, Scale, ZeRO
+from dtrain.engines.scale_reference import parts
 from dtrain.errors import LaunchError, RecipeErrors
+from dtrain.recipe.reference import renewed
+from dtrain.spec.decode import fields_of
 
+ROOT = Path(dtrain.__file__).parents[1]
 OF_FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 OF_ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 
@@ -66,3 +75,124 @@ def test_a_mistake_in_the_file_is_told_at_its_line(tmp_path: Path) -> None:
         RecipeErrors, match=r'scale.toml:3:1: engine.resharrd: unknown key; did you mean "reshard"'
     ):
         read_scale({}, file(tmp_path, '[engine]\nkind = "fsdp"\nresharrd = true\n'))
+
+
+OF_COMPILE = {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR", "ACCELERATE_DYNAMO_MODE": "default"}
+REGIONAL = {**OF_COMPILE, "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "True"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "scale"),
+    [
+        ({"ACCELERATE_DYNAMO_BACKEND": "NO"}, Scale()),
+        (OF_COMPILE, Scale(compile=Compile(what="losses"))),
+        (REGIONAL, Scale(compile=Compile(what="blocks"))),
+        (
+            {**OF_COMPILE, "ACCELERATE_DYNAMO_USE_DYNAMIC": "True"},
+            Scale(compile=Compile(what="losses", dynamic=True)),
+        ),
+        (
+            {**OF_FSDP, **REGIONAL, "FSDP_ACTIVATION_CHECKPOINTING": "true"},
+            Scale(engine=FSDP(), compile=Compile(what="blocks"), activation_checkpointing=Activations()),
+        ),
+    ],
+)
+def test_the_launcher_asks_for_compilation_and_activation_checkpointing(
+    environment: dict[str, str], scale: Scale
+) -> None:
+    assert read_scale(environment, None) == scale
+
+
+@pytest.mark.parametrize(
+    ("environment", "text", "message"),
+    [
+        (OF_COMPILE, '[compile]\nwhat = "blocks"', "compile.what = 'blocks', but .* asks for 'losses'"),
+        (REGIONAL, '[compile]\nwhat = "blocks"\nbackend = "aot_eager"', "'aot_eager', but .* 'inductor'"),
+        (
+            {**OF_FSDP, **OF_COMPILE},
+            "",
+            'compile.what: .* under engine.kind = "ddp" alone, not "fsdp"; "blocks"',
+        ),
+        ({**OF_COMPILE, "ACCELERATE_DYNAMO_MODE": "reduce-overhead"}, "", "CUDA graphs overwrite losses"),
+        ({**OF_COMPILE, "ACCELERATE_DYNAMO_USE_FULLGRAPH": "true"}, "", "dynamo_use_fullgraph"),
+    ],
+)
+def test_what_launcher_and_file_say_must_agree_and_be_there(
+    tmp_path: Path, environment: dict[str, str], text: str, message: str
+) -> None:
+    with pytest.raises(LaunchError, match=message):
+        read_scale(environment, file(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[engine]\nkind = "fsdp"\n[compile]\nwhat = "losses"', '4:8: compile.what: .* "blocks" would do'),
+        (
+            '[compile]\nwhat = "losses"\n[activation_checkpointing]\n',
+            "2:8: compile.what: .* computes no layer",
+        ),
+        (
+            '[engine]\nkind = "ddp"\npowersgd_rank = 2',
+            '3:17: engine.powersgd_rank: is of compression = "powersgd"',
+        ),
+        ('optimizer = "fusd"', r'1:13: optimizer: found "fusd"'),
+    ],
+)
+def test_options_that_do_not_go_together_are_told_at_their_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(RecipeErrors, match=f"scale.toml:{message}"):
+        read_scale({}, file(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '[activation_checkpointing]\nlayers = ["discriminator/1", "generator/9"]',
+            r'2:30: activation_checkpointing.layers\[1\]: there is no such layer; .* did you mean "gen',
+        ),
+        ('[engine]\nkind = "fsdp"\nblocks = ["7.*"]', r"3:11: engine.blocks\[0\]: there is no such layer"),
+        ('[engine]\nkind = "fsdp"\nhalf_parameters = true', '3:19: engine.half_parameters: .* "bf16", and'),
+    ],
+)
+def test_check_finds_what_does_not_fit_the_recipe(
+    dtrain_here: Callable[..., Any], gan: Path, tmp_path: Path, text: str, message: str
+) -> None:
+    said = dtrain_here("check", gan, "--scale", file(tmp_path, text))
+    assert said.code == 2
+    assert re.search(f"scale.toml:{message}", said.errors)
+
+
+def options(text: str) -> list[str]:
+    """An example with each of its tables that are comments in turn; such a line has no space after its #."""
+    blocks = re.split(r"\n(?=#?\[)", text)
+    given = [block for block in blocks if not block.startswith("#[")]
+    others = [
+        "\n".join(re.sub(r"^#(?=\S)", "", line) for line in b.splitlines()) for b in blocks if b not in given
+    ]
+    kept = [[b for b in given if b.partition("]")[0] != other.partition("]")[0]] for other in others]
+    return ["\n".join(given), *("\n".join([*rest, other]) for rest, other in zip(kept, others, strict=True))]
+
+
+def test_every_option_stands_in_the_example_as_it_is_if_left_out(tmp_path: Path) -> None:
+    text = (ROOT / "launch/scale.toml").read_text()
+    found = [read_scale({}, file(tmp_path, one)) for one in options(text)]
+    assert [each.engine for each in found[:3]] == [DDP(), FSDP(blocks=("3.*",)), ZeRO(stage=2)]
+    assert found[0] == Scale()
+    for cls in (Scale, DDP, FSDP, ZeRO, Compile, Activations):
+        for key in fields_of(cls):
+            assert re.search(rf"^#?\[?{key}\b", text, re.MULTILINE), f"{key} of {cls.__name__} is not there"
+
+
+def test_the_tables_of_the_reference_are_those_of_the_code() -> None:
+    text = (ROOT / "docs/scale.md").read_text()
+    assert renewed(text, parts()) == text, "python -m dtrain.engines.scale_reference docs/scale.md"
+
+
+@pytest.mark.parametrize(("form", "kind"), [("fused", "rmsprop"), ("foreach", "lion")])
+def test_a_form_that_an_optimizer_lacks_is_refused(gan: Path, form: Any, kind: str) -> None:
+    recipe = dtrain.load(gan, [f'optimizers."*".kind="{kind}"'])
+    with pytest.raises(LaunchError, match=f'optimizer is "{form}", but optimizers.generator is {kind}'):
+        dtrain.setup(recipe, scale=Scale(optimizer=form))

@@ -127,7 +127,7 @@ def test_parameters_and_buffers_are_the_modules_own(table: dict[str, Any], shape
     }
     assert buffers == {name: tuple(value.shape) for name, value in module.named_buffers()}
     assert spec.parameter_count() == sum(value.numel() for value in module.parameters())
-    assert spec.first_weights(0, "model").keys() == foretold.keys()
+    assert dict(spec.first_weights(0, "model")).keys() == foretold.keys()
 
 
 class Plus(nn.Module):
@@ -254,7 +254,7 @@ def test_a_skip_joins_its_input_and_what_becomes_of_it() -> None:
 
 def test_repeated_layers_have_parameters_of_their_own() -> None:
     table = {"kind": "repeat", "times": 2, "layers": [{"kind": "linear", "out": 3}]}
-    weights = model_of([table], (3,)).first_weights(0, "model")
+    weights = dict(model_of([table], (3,)).first_weights(0, "model"))
     assert list(weights) == ["0.0.0.weight", "0.0.0.bias", "0.1.0.weight", "0.1.0.bias"]
     assert not np.array_equal(weights["0.0.0.weight"], weights["0.1.0.weight"])
 
@@ -319,10 +319,10 @@ def test_every_kind_of_layer_that_can_misfit_does() -> None:
 def test_first_weights_depend_on_seed_and_name_alone() -> None:
     linear = {"kind": "linear", "out": 4}
     short, long = model_of([linear], (3,)), model_of([linear, linear], (3,))
-    first = short.first_weights(0, "model")
-    for same in (short.first_weights(0, "model"), long.first_weights(0, "model")):
+    first = dict(short.first_weights(0, "model"))
+    for same in map(dict, (short.first_weights(0, "model"), long.first_weights(0, "model"))):
         assert all(np.array_equal(same[name], value) for name, value in first.items())
-    for other in (short.first_weights(1, "model"), short.first_weights(0, "other")):
+    for other in map(dict, (short.first_weights(1, "model"), short.first_weights(0, "other"))):
         assert not any(np.array_equal(other[name], value) for name, value in first.items())
     assert seed_of("a", "b") != seed_of("b", "a")
     assert all(value.dtype == np.float32 for value in first.values())

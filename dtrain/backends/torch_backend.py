@@ -1,5 +1,8 @@
 """Specs as torch modules."""
 
+from collections.abc import Iterator
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -18,21 +21,42 @@ def build_model(name: str, spec: Model, *, seed: int, trust: Trust = EVERYTHING)
     Raises RecipeError if it, or a layer of it, is imported and cannot be had, and CheckpointError if its
     checkpoint cannot be.
     """
-    module = _build(name, spec, seed, trust)
+    module = outlined(name, spec, seed=seed, trust=trust)
+    if any(tensor.is_meta for tensor in module.state_dict().values()):
+        allocate(module, torch.device("cpu"))
+    own = dict(module.named_parameters())
+    with torch.no_grad():
+        for key, value in first_weights(name, spec, seed):
+            own[key].copy_(value)
     if spec.weights_from is not None:
         load_weights(module, spec.weights_from)
     return module
 
 
-def _build(name: str, spec: Model, seed: int, trust: Trust) -> nn.Module:
+def outlined(name: str, spec: Model, *, seed: int, trust: Trust = EVERYTHING) -> nn.Module:
+    """Build a model without memory for its weights, on torch's meta device: what is imported has it all.
+
+    `allocate` gives it memory, and `first_weights` what is to stand there. Raises RecipeError where
+    `build_model` does.
+    """
     if not isinstance(spec, ModelSpec):
         return build_imported_model(name, spec, seed=seed, trust=trust)
-    module: nn.Module = stack(spec.layers, spec.input, Site(name, seed, trust))
-    own = dict(module.named_parameters())
-    with torch.no_grad():
-        for key, value in spec.first_weights(seed, name).items():
-            own[key].copy_(torch.from_numpy(value))
+    with nullcontext() if spec.imports_layers else torch.device("meta"):
+        module: nn.Module = stack(spec.layers, spec.input, Site(name, seed, trust))
     return module
+
+
+def allocate(module: nn.Module, device: torch.device) -> None:
+    """Give an outlined model, or this rank's parts of it, memory on a device; statistics begin anew."""
+    module.to_empty(device=device)
+    for norm in batch_norms(module):
+        norm.reset_running_stats()
+
+
+def first_weights(name: str, spec: Model, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """The first values of each parameter that is not imported, one whole tensor at a time."""
+    for key, value in spec.first_weights(seed, name) if isinstance(spec, ModelSpec) else ():
+        yield key, torch.from_numpy(value)
 
 
 def batch_norms(module: nn.Module) -> list[RecordingBatchNorm]:

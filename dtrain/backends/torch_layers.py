@@ -57,7 +57,7 @@ def build_layer(layer: Layer, shape: Shape, site: Site) -> nn.Module:
             for time in range(layer.times):
                 copies.append(stack(layer.layers, shape, site.within(str(time), "layers")))
                 shape = blocks.shape_after(layer.layers, shape)
-            return nn.Sequential(*copies)
+            return Repeat(*copies)
     return BUILDERS[type(layer)](layer, shape)
 
 
@@ -189,6 +189,10 @@ class Reshape(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.reshape(len(x), *self.shape)
+
+
+class Repeat(nn.Sequential):
+    """Stacks alike, one after the other."""
 
 
 class Residual(nn.Module):

@@ -264,6 +264,7 @@ class TorchOps:
             random_start=random_start,
         )
 
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # or it would be compiled anew at each step
     def factor(self, schedule: Schedule) -> float:
         return self._in_steps(schedule, self.pace)(self.step, self.pace.total)
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import click
 
 from dtrain.cli.arguments import a_recipe
+from dtrain.cli.arguments import scale as scale_option
 from dtrain.errors import DtrainError, RecipeError, RecipeErrors
 
 
 @click.command()
 @a_recipe
+@scale_option
 @click.option("--processes", type=click.IntRange(min=1), default=1, help="Plan for so many processes.")
 @click.option("--imports", is_flag=True, help="Import what the recipe names, and check its arguments.")
 @click.option("--json", "as_json", is_flag=True, help="Print the mistakes as JSON, for editors and CI.")
@@ -20,23 +22,26 @@ def check(
     set_files: Sequence[Path],
     untrusted: bool,
     trust: Sequence[str],
+    scale_file: Path | None,
     processes: int,
     imports: bool,
     as_json: bool,
 ) -> int:
-    """Find a recipe's mistakes, and print its plan.
+    """Find a recipe's mistakes, and those of a launch's --scale file, and print its plan.
 
     The plan has the layers with their shapes, the phases of a step, updates, memory and the size of a
     checkpoint. Ends with 0 if the recipe is good and with 2 if it has mistakes.
     """
     from dtrain.cli.plan import print_plan
     from dtrain.cli.trust import trust_of
+    from dtrain.engines.asked import read_scale
     from dtrain.recipe.fit import check_data
     from dtrain.recipe.load import from_document, read
 
     try:
         document = read(recipe, overrides, set_files=set_files, trust=trust_of(untrusted, trust))
         loaded = from_document(document, imports=imports)
+        read_scale({}, scale_file, loaded)
         data = check_data(loaded, document, processes)
     except DtrainError as error:
         if not as_json:

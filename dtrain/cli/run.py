@@ -54,8 +54,9 @@ def run(
     and SIGUSR1 end a run after its step and save it: the status is then 75 (130 for SIGINT), which says to
     start the same command again.
     """
+    from dtrain.engines.asked import read_scale
     from dtrain.engines.launcher import contradictions
-    from dtrain.engines.scale import misfits, read_scale
+    from dtrain.engines.scale_fit import misfits
     from dtrain.engines.world import read_world, tie_to_launcher
 
     if fresh and resume is not None:
@@ -65,8 +66,6 @@ def run(
 
     world = read_world(os.environ)
     tie_to_launcher(world)
-    scale = read_scale(os.environ, scale_file)
-
     from dtrain.cli.trust import trust_of
     from dtrain.recipe.fit import check_data
     from dtrain.recipe.load import from_document, read
@@ -77,6 +76,7 @@ def run(
         sys.path.append(str(recipe.parent.absolute()))  # a recipe's own modules may lie beside it
     loaded = from_document(document)  # a mistake is told before torch takes its seconds to come
     clips = {name: optimizer.clip for name, optimizer in loaded.optimizers.items()}
+    scale = read_scale(os.environ, scale_file, loaded)
     against_launcher = [*contradictions(loaded.train, clips, world.size, world.asked)]
     if against_launcher := [*against_launcher, *misfits(loaded, scale.engine)]:
         raise located(document, against_launcher)

@@ -11,22 +11,22 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from dtrain.backends.torch_backend import batch_norms, build_model, embeddings
+from dtrain.backends.torch_backend import batch_norms
 from dtrain.backends.torch_ops import DifferentiatedTwice, TorchOps, seed_generators
-from dtrain.backends.torch_optimizers import build_optimizer
 from dtrain.data.order import MicroBatch
 from dtrain.data.source import Batch
 from dtrain.engines.averages import Averages
 from dtrain.engines.base import Batches, Fault, Key, Measured, Part, Update
+from dtrain.engines.building import Site, hold_models
 from dtrain.engines.exchange import gather_arrays, gather_json
 from dtrain.engines.finite import Shown, Watch, all_finite, as_json, first_of, summed, weights_fault
 from dtrain.engines.gradients import clip_norm, clip_values, rescale, total_norm
-from dtrain.engines.held import Held, Hold, Named
+from dtrain.engines.held import Hold, Named
 from dtrain.engines.loss_scale import LossScale
 from dtrain.engines.pieces import Piece, numbers, pieces, restore
-from dtrain.engines.precision import HALF, check_precision, compute_in_full, in_full, set_products
+from dtrain.engines.precision import HALF, check_precision, set_products
+from dtrain.engines.scale import Scale
 from dtrain.engines.statistics import IDLE, Notes, average_notes, loose_buffers, take_notes
-from dtrain.engines.torch_state import NamedOptimizer
 from dtrain.spec.averages import Average
 from dtrain.spec.keys import seed_of
 from dtrain.spec.models import Model
@@ -52,6 +52,7 @@ class TorchEngine:
         averages: Mapping[str, Average],
         precision: str,
         seed: int,
+        scale: Scale,
         skips: bool = False,
         trust: Trust = EVERYTHING,
     ):
@@ -67,23 +68,19 @@ class TorchEngine:
         self.scales: dict[str, LossScale] = {}  # by phase, as its models step together
         self.clips = {name: (spec.clip_value, spec.clip) for name, spec in optimizers.items()}
         self.ops = TorchOps(self.device, self.dtype, trust)
-        self.held: dict[str, Held] = {}
-        for name, spec in models.items():
-            module = build_model(name, spec, seed=seed, trust=trust).to(self.dtype)
-            if self.half and spec.precision is not None:
-                compute_in_full(module, self.device)
-            elif self.half:  # losses are computed in full from what models give in half
-                module.register_forward_hook(in_full)
-            tables = embeddings(module)
-
-            def build(
-                parameters: Mapping[str, Tensor], name: str = name, tables: set[str] = tables
-            ) -> NamedOptimizer:
-                made = build_optimizer(name, optimizers[name], parameters, embeddings=tables, trust=trust)
-                return NamedOptimizer(name, made, parameters, optimizers[name].lr)
-
-            module.train(name in optimizers)
-            self.held[name] = hold(module, build if name in optimizers else None)
+        self.held, self.compiling = hold_models(
+            hold,
+            models,
+            optimizers,
+            Site(
+                device=self.device,
+                dtype=self.dtype,
+                is_half=self.half is not None,
+                seed=seed,
+                scale=scale,
+                trust=trust,
+            ),
+        )
         self.bare = {name: held.module for name, held in self.held.items()}
         self.trained = tuple(optimizers)
         self.averages = Averages(averages, self.held)
@@ -116,6 +113,7 @@ class TorchEngine:
                 weight, loss = self._backward(update, micro, batch, before, is_last)
             except DifferentiatedTwice:  # raised before there was a gradient; from now on it is known
                 self.twice.add(update.phase.label)
+                self.compiling.leave_out(update.phase.label, says=self.rank == 0)
                 take_notes([norm for own in self.norms.values() for norm in own])
                 weight, loss = self._backward(update, micro, batch, before, is_last)
             terms.append((weight, {"loss": loss.value.detach(), **_detached(loss.terms)}))
@@ -180,7 +178,7 @@ class TorchEngine:
         number = IDLE if micro.idle else micro.number
         with self._accumulating(phase, number, is_last):
             with self._autocast():
-                loss = phase.loss(models, batch, self.ops)
+                loss = self.compiling.of(phase.loss, phase.label)(models, batch, self.ops)
             weight = 0.0 if micro.idle else examples if loss.weight is None else loss.weight
             scaled = loss.value.to(self.dtype)
             if isinstance(weight, Tensor):  # in this order, as whole numbers over one are float32
@@ -358,8 +356,10 @@ class TorchEngine:
         Where a loss has slopes in it, the backward goes through the backward of a model: all are kept whole.
         """
         is_twice = phase.label in self.twice
-        self.ops.differentiates_twice = is_twice or not any(held.is_split for held in self.held.values())
+        needs_to_know = self.compiling.is_on or any(held.is_split for held in self.held.values())
+        self.ops.differentiates_twice = is_twice or not needs_to_know
         with ExitStack() as stack:
+            stack.enter_context(self.compiling.blocks_of(phase.label))
             for name in phase.updates:
                 stack.enter_context(self.held[name].accumulating(number, is_last))
             for held in self.held.values() if is_twice else ():

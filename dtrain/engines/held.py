@@ -101,4 +101,5 @@ class Held(Protocol):
 Build = Callable[
     [Mapping[str, Tensor]], NamedOptimizer
 ]  # of the parameters that are trained, or parts of them
-Hold = Callable[[nn.Module, Build | None], Held]  # the engine's way to keep a module; None: it is not trained
+# The engine's way to keep a model, given by its name; without a `Build` it is not trained.
+Hold = Callable[[str, nn.Module, Build | None], Held]

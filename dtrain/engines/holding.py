@@ -22,7 +22,7 @@ def hold(parallel: Parallel, accelerator: Accelerator, *, lanes: int | None, loc
     if isinstance(parallel, DDP):
         from dtrain.engines.replicated import Replicated
 
-        return partial(Replicated, accelerator=accelerator)
+        return partial(Replicated, accelerator=accelerator, options=parallel)
     if isinstance(parallel, FSDP):
         from torch.distributed.device_mesh import init_device_mesh
 

@@ -31,7 +31,9 @@ class InLanes(Whole):
     mean_over = 1
     needs_rehearsal = False
 
-    def __init__(self, module: nn.Module, build: Build | None, accelerator: Accelerator, lanes: int):
+    def __init__(
+        self, name: str, module: nn.Module, build: Build | None, accelerator: Accelerator, lanes: int
+    ):
         super().__init__(module, build, accelerator.device)
         self.wrapped = self.module  # DDP's sums go by the number of ranks
         self.accelerator = accelerator

@@ -3,21 +3,11 @@
 Nothing here imports torch: a launch that asks for what is not there is refused before that.
 """
 
-from collections.abc import Iterator, Mapping
 from dataclasses import field
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from fnmatch import fnmatchcase
+from typing import Annotated, Literal
 
-from dtrain.errors import LaunchError, RecipeError
-from dtrain.recipe.document import Document, Said, Sayings
-from dtrain.recipe.locate import located
-from dtrain.recipe.texts import open_text, parse
-from dtrain.spec.decode import decode
-from dtrain.spec.table import AtLeastOne, Natural, OneOf, Positive, Table, Wrong, kind, table
-from dtrain.spec.words import dotted
-
-if TYPE_CHECKING:  # it takes NumPy, which would keep this process from tying itself to its launcher
-    from dtrain.recipe.values import Recipe
+from dtrain.spec.table import Above0, AtLeastOne, Natural, OneOf, Positive, Table, Within, Wrong, kind, table
 
 Patterns = Annotated[tuple[str, ...], AtLeastOne()]
 
@@ -29,7 +19,26 @@ class Parallel(Table):
 
 @kind(Parallel, "ddp")
 class DDP(Parallel):
-    """Whole on every rank: DistributedDataParallel; alone, nothing at all."""
+    """Whole on every rank: DistributedDataParallel; of one process, nothing at all."""
+
+    # megabytes of gradients that go over the ranks at once, while the backward goes on: small ones start
+    # sooner, large ones are fewer; one that is larger than the model waits for the end of the backward
+    bucket_mb: Above0 = 25.0
+    # let gradients lie in the buckets themselves: saves the memory of all gradients once, and a copy of them;
+    # the bits stay
+    gradient_as_bucket_view: bool = False
+    # send gradients in half precision, or as products of two thin matrices (`powersgd`, Vogels et al. 2019,
+    # arXiv:1905.13727): less goes over the network, and numbers differ: by half precision's rounding; much
+    compression: Literal["none", "fp16", "bf16", "powersgd"] = "none"
+    powersgd_rank: Positive = 1  # of these matrices; of compression = "powersgd" alone
+    # updates of a model whose gradients go whole before "powersgd" begins; once more after a resume, as no
+    # checkpoint holds what it puts off: with it a resume gives other numbers
+    powersgd_after: Annotated[int, Within(at_least=2)] = 1_000
+
+    def __post_init__(self) -> None:
+        for key in ("powersgd_rank", "powersgd_after"):
+            if getattr(self, key) != getattr(DDP, key) and self.compression != "powersgd":
+                raise Wrong(key, f'is of compression = "powersgd" alone, not of "{self.compression}"')
 
 
 @kind(Parallel, "fsdp")
@@ -43,6 +52,12 @@ class FSDP(Parallel):
     blocks: Patterns | None = None
     # gradients over micro-batches: in parts, at a reduction for each, or whole, at one for all
     accumulate: Literal["parts", "whole"] = "parts"
+    # blocks that are gathered ahead of their turn, beyond the one that torch gathers ahead in a backward:
+    # hides the network behind what is computed; each takes the memory of a block
+    prefetch: Natural = 0
+    # gather weights in bf16, where the recipe says bf16: half of them to send and to keep; what a block
+    # computes in fp32 otherwise, as layer normalisation, is then rounded, too: numbers differ by bf16's noise
+    half_parameters: bool = False
 
 
 @kind(Parallel, "zero")
@@ -77,98 +92,69 @@ class ZeRO(Parallel):
 
 
 @table
+class Compile(Table):
+    """torch.compile: kernels made for the models at hand; some seconds to minutes at the start of a run.
+
+    Sums are rounded in another order, so numbers differ in their last digits; what is drawn stays the same.
+    Phases with a slope inside their losses (gradient penalty, R1) stay as they are: torch cannot take the
+    slope of what it compiled.
+    """
+
+    # "losses": the whole of each phase's loss; of "ddp" alone. "blocks": each of a model's repeated blocks by
+    # itself, alike ones together: quicker to compile, and on every engine
+    what: Literal["losses", "blocks"]
+    backend: str = "inductor"  # of torch.compile; "inductor" needs a C++ compiler on a CPU, Triton on a GPU
+    # "max-autotune-no-cudagraphs" tries more kernels: slower to start, and at times faster afterwards
+    mode: Literal["default", "max-autotune-no-cudagraphs"] = "default"
+    # whether one compilation serves batches of any size; left out: where a second size is met, as an epoch's
+    # last batch may have, it is compiled once more, for all sizes
+    dynamic: bool | None = None
+
+
+@table
+class Activations(Table):
+    """Activation checkpointing: a layer's forward is computed anew in the backward, instead of being kept.
+
+    Saves the memory of what is inside these layers, and costs their forwards once more: up to a third of an
+    update's time. The bits stay: dropout draws the same again, and statistics are noted once. Source: Chen et
+    al. 2016 (arXiv:1604.06174).
+    """
+
+    # names of layers such as "3.*", in all models, or in one: "generator/3.*"; if left out, the items of
+    # lists of layers that are made of several, as the blocks of a transformer are
+    layers: Patterns | None = None
+
+
+Optimizers = Literal["auto", "fused", "foreach", "plain"]
+
+
+@table
 class Scale(Table):
     """How to run."""
 
+    # how models are kept among processes; left out: as `accelerate launch` says, else "ddp"
     engine: Annotated[Parallel, OneOf(Parallel, imported=None)] = field(default_factory=DDP)
+    # how optimizers step: "fused", one kernel for all parameters, the fastest (of sgd, adam and adamw);
+    # "foreach", an operation at a time for all parameters, which takes memory for a copy of them; "plain",
+    # parameter by parameter; "auto": fused where there is such, else as torch chooses
+    optimizer: Optimizers = "auto"
+    compile: Compile | None = None  # left out: nothing is compiled
+    activation_checkpointing: Activations | None = None  # left out: all activations are kept
+
+    def __post_init__(self) -> None:
+        if self.compile is None or self.compile.what != "losses":
+            return
+        if not isinstance(self.engine, DDP):
+            said = f'whole losses are compiled under engine.kind = "ddp" alone, not "{self.engine.kind}"'
+            raise Wrong("compile.what", f'{said}; "blocks" would do')
+        if self.activation_checkpointing is not None:
+            said = "what is compiled as a whole computes no layer anew, as activation_checkpointing asks"
+            raise Wrong("compile.what", f'{said}; "blocks" would do')
 
 
-def read_scale(environment: Mapping[str, str], path: Path | None) -> Scale:
-    """What `accelerate launch` left in the environment says, and a file; raises where they contradict.
-
-    Raises RecipeErrors with the mistakes of the file, each at its line, and LaunchError for an engine that
-    dtrain lacks.
-    """
-    asked = engine_asked(environment)
-    if path is None:
-        return Scale() if asked is None else Scale(engine=asked)
-    text = open_text(path)
-    document = Document(parse(text), Sayings({(): Said(text, ())}))
-    scale, errors = decode(Scale, document.table)
-    if errors:
-        raise located(document, errors)
-    found: Scale = scale
-    if "engine" not in document.table and asked is not None:
-        return Scale(**{**vars(found), "engine": asked})
-    if asked is not None and type(asked) is not type(found.engine):
-        raise LaunchError(
-            f"{path} says engine.kind = {found.engine.kind!r}, but `accelerate launch` asks for "
-            f"{asked.kind!r}; say it in one place"
-        )
-    return found
-
-
-def misfits(recipe: "Recipe", engine: Parallel) -> Iterator[RecipeError]:
-    """What a recipe asks for and an engine cannot do."""
-    if recipe.train.lanes is not None and not isinstance(engine, DDP):
-        said = f"adds up gradients that are whole on every process, and {engine.kind} keeps parts of them"
-        yield RecipeError("train.lanes", f"{said}; launch/ddp.yaml would do, or leave it out", is_key=True)
-    for name, model in recipe.models.items():
-        if model.precision is not None and isinstance(engine, ZeRO) and engine.half_parameters:
-            said = "engine.half_parameters of the launch turns weights into bf16; without it this would do"
-            yield RecipeError(f"{dotted(('models', name))}.precision", said, is_key=True)
-    if isinstance(engine, ZeRO) and recipe.train.precision == "fp64":
-        said = "fp64 is more than DeepSpeed keeps of weights, which is fp32"
-        yield RecipeError("train.precision", f"{said}; launch/ddp.yaml would do, or fp32")
-    if isinstance(engine, ZeRO) and engine.half_parameters and recipe.train.precision != "bf16":
-        said = f"{recipe.train.precision} is not what engine.half_parameters of the launch is for"
-        yield RecipeError("train.precision", f"{said}; without it this would do, or bf16")
-
-
-def engine_asked(environment: Mapping[str, str]) -> Parallel | None:
-    """The engine that Accelerate's file or options ask for; None where they ask for none."""
-    for variable, name in _OTHERS.items():
-        if _is_true(environment, variable):
-            raise LaunchError(
-                f"the launcher asks for {name} ({variable}={environment[variable]}), for which dtrain has no "
-                "engine; launch/ddp.yaml, fsdp.yaml and zero1.yaml to zero3.yaml would do"
-            )
-    if _is_true(environment, "ACCELERATE_USE_FSDP"):
-        if environment.get("FSDP_VERSION") != "2":
-            raise LaunchError("the launcher asks for the first version of FSDP; fsdp_version: 2 would do")
-        return FSDP(
-            reshard=environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() in ("true", "full_shard"),
-            offload=_is_true(environment, "FSDP_OFFLOAD_PARAMS"),
-        )
-    if _is_true(environment, "ACCELERATE_USE_DEEPSPEED"):
-        stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-        if stage not in ("1", "2", "3"):
-            raise LaunchError(
-                f"the launcher asks for ZeRO stage {stage}; 1, 2 or 3 would do, or launch/ddp.yaml"
-            )
-        try:
-            return ZeRO(
-                stage=int(stage),  # type: ignore[arg-type]  # it is one of the three
-                offload_optimizer=_is_on_cpu(environment, "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"),
-                offload_parameters=_is_on_cpu(environment, "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"),
-            )
-        except Wrong as error:
-            raise LaunchError(f"the launcher asks for ZeRO stage {stage}: {error.at} {error}") from None
-    return None
-
-
-_OTHERS = {
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "Accelerate's parallelism_config",
-}
-
-
-def _is_true(environment: Mapping[str, str], variable: str) -> bool:
-    return environment.get(variable, "").lower() in ("1", "true", "yes")
-
-
-def _is_on_cpu(environment: Mapping[str, str], variable: str) -> bool:
-    device = environment.get(variable, "none").lower()
-    if device not in ("none", "cpu"):
-        raise LaunchError(f"{variable} is {device}; dtrain offloads to the memory of the CPU: cpu, or none")
-    return device == "cpu"
+def matches(pattern: str, model: str, layer: str) -> bool:
+    """Whether a pattern such as `3.*` or `generator/3.*` names a layer; `*` stands for one part of a name."""
+    of_model, _, of_layer = pattern.rpartition("/")
+    parts, names = of_layer.split("."), layer.split(".")
+    is_alike = len(parts) == len(names) and all(map(fnmatchcase, names, parts))
+    return is_alike and fnmatchcase(model, of_model or "*")

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -18,7 +17,9 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, Shard
 
-from dtrain.backends.torch_backend import trained_parameters
+from dtrain.backends.torch_backend import allocate, batch_norms, trained_parameters
+from dtrain.backends.torch_batch_norm import RecordingBatchNorm
+from dtrain.engines.blocks import chosen
 from dtrain.engines.elementwise import check_elementwise
 from dtrain.engines.held import Build, Named
 from dtrain.engines.scale import FSDP
@@ -36,12 +37,18 @@ class Sharded:
     is_split = True
     needs_rehearsal = False
 
-    def __init__(self, module: nn.Module, build: Build | None, mesh: DeviceMesh, options: FSDP):
+    def __init__(self, name: str, module: nn.Module, build: Build | None, mesh: DeviceMesh, options: FSDP):
         trained = list(trained_parameters(module))
-        shard(module, mesh, options)
+        is_outline = any(parameter.is_meta for parameter in module.parameters())
+        shard(name, module, mesh, options)
+        if is_outline:
+            allocate(module, torch.device("cpu" if options.offload else mesh.device_type))
         self.module = self.wrapped = module
         assert isinstance(module, FSDPModule)  # fully_shard has made it one
         self.root: FSDPModule = module
+        # Now, while weights may be trained: FSDP asks in which precision gradients go when it is first
+        # called, and has no answer for a model that is frozen then (torch 2.13).
+        module._get_fsdp_state()._lazy_init()
         self.mesh = mesh
         self.mean_over = mesh.size()
         self.options = options
@@ -188,16 +195,27 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local()
 
 
-def shard(module: nn.Module, mesh: DeviceMesh, options: FSDP) -> None:
+def shard(model: str, module: nn.Module, mesh: DeviceMesh, options: FSDP) -> None:
     """Cut a module in place: each block by itself, and what is left as one more."""
-    policy = MixedPrecisionPolicy()
+    full = MixedPrecisionPolicy()
+    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     is_elsewhere = options.offload and mesh.device_type != "cpu"  # on a CPU they are there already
     offload = CPUOffloadPolicy() if is_elsewhere else OffloadPolicy()
-    for block in [*blocks(module, options.blocks), module]:
+    cut = blocks(model, module, options.blocks)
+    # Batch normalisations have no bf16 weights beside statistics in fp32, so they are blocks of their own.
+    for block in [*(batch_norms(module) if options.half_parameters else ()), *reversed(cut), module]:
         block.register_forward_hook(of_its_own)
         fully_shard(
-            block, mesh=mesh, reshard_after_forward=options.reshard, mp_policy=policy, offload_policy=offload
+            block,
+            mesh=mesh,
+            reshard_after_forward=options.reshard,
+            mp_policy=half if options.half_parameters and not isinstance(block, RecordingBatchNorm) else full,
+            offload_policy=offload,
         )
+    made: list[FSDPModule] = [block for block in cut if isinstance(block, FSDPModule)]  # all are by now
+    for number, block in enumerate(made if options.prefetch else ()):
+        block.set_modules_to_forward_prefetch(made[number + 1 : number + 1 + options.prefetch])
+        block.set_modules_to_backward_prefetch(made[max(number - options.prefetch, 0) : number][::-1])
 
 
 def of_its_own(module: nn.Module, inputs: Any, output: Any) -> Any:
@@ -210,16 +228,24 @@ def of_its_own(module: nn.Module, inputs: Any, output: Any) -> Any:
     return output.clone() if is_view else output
 
 
-def blocks(module: nn.Module, patterns: Sequence[str] | None) -> list[nn.Module]:
-    """The parts of a module that are gathered by themselves, inner ones first.
+def blocks(model: str, module: nn.Module, patterns: Sequence[str] | None) -> list[nn.Module]:
+    """The parts of a module that are gathered by themselves, in order.
 
-    Those whose names match a pattern; without patterns, the items of the outermost lists of layers, if they
-    are made of several layers, as the blocks of a transformer are, or large.
+    Those whose names match a pattern; without patterns, the repeated ones that are made of several layers,
+    as the blocks of a transformer are, and other layers that are large.
     """
-    if patterns is not None:
-        named = list(module.named_modules())[1:]
-        return [child for name, child in reversed(named) if any(fnmatchcase(name, p) for p in patterns)]
-    if not isinstance(module, nn.ModuleList | nn.Sequential):
-        return [block for child in module.children() for block in blocks(child, None)]
-    sizes = {child: sum(p.numel() for p in child.parameters()) for child in module.children()}
-    return [child for child, size in sizes.items() if size >= LARGE or (size and any(child.children()))]
+    found = chosen(model, module, patterns)
+    if patterns is None:
+        inside = {id(child) for block in found.values() for child in block.modules()}
+        found |= {
+            name: child
+            for name, child in module.named_modules()
+            if name and id(child) not in inside and is_large(child)
+        }
+    order = {name: place for place, (name, _) in enumerate(module.named_modules())}
+    return [found[name] for name in sorted(found, key=order.__getitem__)]
+
+
+def is_large(module: nn.Module) -> bool:
+    """Whether a layer is worth gathering by itself, what is inside it left out."""
+    return sum(parameter.numel() for parameter in module.parameters(recurse=False)) >= LARGE

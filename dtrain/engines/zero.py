@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dtrain.backends.torch_backend import trained_parameters
 from dtrain.engines.held import Build, Held, Named
 from dtrain.engines.replicated import Replicated
-from dtrain.engines.scale import ZeRO
+from dtrain.engines.scale import DDP, ZeRO
 from dtrain.engines.zero_pieces import Piece
 from dtrain.engines.zero_setup import build_engine, check_model
 from dtrain.engines.zero_stages import Names, Slices, Stage, Stretches
@@ -21,11 +21,16 @@ from dtrain.errors import CheckpointError, LaunchError
 
 
 def hold_by_zero(
-    module: nn.Module, build: Build | None, accelerator: Accelerator, options: ZeRO, world: DeepSpeedWorld
+    name: str,
+    module: nn.Module,
+    build: Build | None,
+    accelerator: Accelerator,
+    options: ZeRO,
+    world: DeepSpeedWorld,
 ) -> Held:
     """A model of which ranks keep parts if it is trained; what is not is whole on all of them."""
     if build is None:
-        return Replicated(module, None, accelerator)
+        return Replicated(name, module, None, accelerator, DDP())
     return Zero(module, build, accelerator, options, world)
 
 

@@ -40,11 +40,14 @@ from dtrain.systems.signatures import ops_by_name, usage
 
 PART = re.compile(r"(?<=<!-- generated: )([a-z]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 FAMILIES = {  # what a table of a family is called
+    "Activations": "[table](#activation-checkpointing)",
     "Average": "[average](#averages)",
+    "Compile": "[table](#compile)",
     "Initial": "[initial value](#initial-values)",
     "Layer": "[layers](#layers)",
     "Metric": "[metric](#metrics)",
     "ModelSpec": "[model](#models)",
+    "Parallel": "[engine](#engine)",
     "Optimizer": "[optimizer](#optimizers)",
     "RateSchedule": "[schedule](#schedules)",
     "Schedule": "[schedule](#schedules) of steps",
@@ -85,9 +88,8 @@ def parts() -> dict[str, str]:
     }
 
 
-def renewed(text: str) -> str:
-    """A Markdown text with its generated parts as they are now. Raises DtrainError unless all are there."""
-    made = parts()
+def renewed(text: str, made: Mapping[str, str]) -> str:
+    """A Markdown text with these generated parts. Raises DtrainError unless each is there once."""
     found = [name for name, _ in PART.findall(text)]
     if sorted(found) != sorted(made):
         wrong = sorted({*found, *made} - ({*found} & {*made})) or found
@@ -205,7 +207,7 @@ def _bounds_in_words(bounds: Within) -> str:
 def main(arguments: list[str]) -> None:
     """Write the generated parts of a file anew."""
     (path,) = map(Path, arguments)
-    path.write_text(renewed(path.read_text(encoding="utf-8")), encoding="utf-8")
+    path.write_text(renewed(path.read_text(encoding="utf-8"), parts()), encoding="utf-8")
 
 
 if __name__ == "__main__":

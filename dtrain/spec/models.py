@@ -69,15 +69,13 @@ class ModelSpec(Table):
         """Whether it has layers given by import paths, of whose parameters only a run can tell."""
         return any(isinstance(row.layer, ImportedLayer) for row in self.walk())
 
-    def first_weights(self, seed: int, name: str) -> dict[str, "np.ndarray"]:
-        """First values of every parameter, float32, drawn by (seed, model name, parameter name).
+    def first_weights(self, seed: int, name: str) -> Iterator[tuple[str, "np.ndarray"]]:
+        """First values of every parameter in turn, float32, drawn by (seed, model name, parameter name).
 
         Imported layers draw those of theirs themselves, when they are built.
         """
-        return {
-            key: parameter.initial.draw(parameter.shape, generator(seed, "weights", f"{name}/{key}"))
-            for key, parameter in parameters(self.layers, self.input).items()
-        }
+        for key, parameter in parameters(self.layers, self.input).items():
+            yield key, parameter.initial.draw(parameter.shape, generator(seed, "weights", f"{name}/{key}"))
 
 
 @table

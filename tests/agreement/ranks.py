@@ -18,8 +18,8 @@ from agreement import methods
 from agreement.cases import CASES, FROZEN, HALVES
 
 import dtrain
+from dtrain.engines.asked import read_scale
 from dtrain.engines.base import Engine
-from dtrain.engines.scale import read_scale
 from dtrain.events import Evaluated, Stepped
 from dtrain.loop import make_update
 from dtrain.recipe.load import from_table

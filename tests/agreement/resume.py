@@ -17,7 +17,7 @@ from agreement.ranks import digest, state
 import dtrain
 from dtrain.backends.torch_weights import tensors_of
 from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
-from dtrain.engines.scale import read_scale
+from dtrain.engines.asked import read_scale
 from dtrain.events import Stepped
 from dtrain.recipe.load import from_table
 
