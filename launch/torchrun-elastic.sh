@@ -9,6 +9,8 @@ NODES=${NODES:-1:4}
 DEVICES=${DEVICES:-8}
 host=$1
 shift
+# An agent of torch 2.13 keeps to the first store that it knew, and would not meet a machine that joins later.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec torchrun --nnodes "$NODES" --nproc_per_node "$DEVICES" --max_restarts 100 \
-    --rdzv_backend c10d --rdzv_endpoint "$host:29400" --rdzv_id dtrain \
+    --rdzv_backend c10d --rdzv_endpoint "$host:${PORT:-29400}" --rdzv_id dtrain \
     -m dtrain run "$@" --once

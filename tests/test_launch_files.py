@@ -210,7 +210,15 @@ STARTED = [name for name in ENGINES if name in ("fsdp", "zero3-offload") or "DTR
 @pytest.mark.parametrize("name", STARTED)
 def test_a_file_starts_the_engine_that_it_names(name: str, gan: Path, tmp_path: Path) -> None:
     options = ["--config_file", f"launch/{name}.yaml", "--num_processes", "2", "-m", "dtrain"]
-    command = ["run", str(gan), "train.steps=2", "every.evaluate=0", "--runs", str(tmp_path / "runs")]
+    command = [
+        "run",
+        str(gan),
+        "train.steps=4",
+        "every.evaluate=0",
+        "every.save=0",
+        "--runs",
+        str(tmp_path / "runs"),
+    ]
     ended = wait([start([*ACCELERATE, *options, *command], {})])
     assert ended.code == 0, ended.errors
     (checkpoint,) = only_run(tmp_path / "runs").glob("checkpoints/*")
