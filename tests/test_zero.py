@@ -1,6 +1,7 @@
-"""ZeRO gives the numbers of one process: any stage, models in any number, offloaded or not.
+"""ZeRO gives the numbers of one process, offloaded or not, also where an update is left out.
 
-DTRAIN_TEST_LONG=1 runs every recipe of tests/agreement against its loop written out by hand, on 2 and 4.
+test_engines.py has it among the other engines. DTRAIN_TEST_LONG=1 runs all recipes of tests/agreement against
+their loops written out by hand, on two processes and four.
 """
 
 import json
@@ -16,7 +17,7 @@ import pytest
 import test_agreement as agreement
 import zero_ranks
 from agreement.cases import write_examples
-from zero_ranks import FULL, HALVED, IS_LONG, STAGES, cases
+from zero_ranks import HALVED, IS_LONG, SKIPPED, STAGES, cases
 
 TESTS = Path(__file__).parent
 WORLDS = (1, 2, 4) if IS_LONG else (1, 2)
@@ -105,7 +106,7 @@ def test_ranks_and_first_weights_are_the_same_to_the_bit(
     assert all(ours.first[key].tobytes() == value.tobytes() for key, value in alone.first.items())
 
 
-@pytest.mark.parametrize("engine", FULL)
+@pytest.mark.parametrize("engine", SKIPPED)
 def test_an_update_that_is_skipped_leaves_nothing_behind(folder: Path, engine: str) -> None:
     ours, alone = found(folder, 2, engine, "skipping"), found(folder, 1, "alone", "skipping")
     assert ours.scalars["skipped"] == alone.scalars["skipped"] > 0
@@ -117,7 +118,7 @@ def test_bf16_is_within_its_own_spacing(folder: Path, engine: str) -> None:
     ours, alone = (found(folder, *which, "classifier, bf16") for which in ((2, engine), (1, "alone")))
     apart = agreement.off_course(ours, alone)
     print(f"classifier, bf16, {engine}: {apart:.1e}")
-    assert apart < (2**-5 if "half" in engine else 2**-8)
+    assert apart < 2**-5  # weights are rounded, too, to what bf16 has
 
 
 def test_fp16_is_scaled_as_on_one_process(folder: Path) -> None:
@@ -126,7 +127,7 @@ def test_fp16_is_scaled_as_on_one_process(folder: Path) -> None:
     assert agreement.off_course(ours, alone) < 2**-8
 
 
-@pytest.mark.parametrize("engine", ["zero3", "zero1", "zero3, offloaded", "zero2, offloaded"])
+@pytest.mark.parametrize("engine", ["zero2, offloaded", "zero3, offloaded"])
 def test_what_one_stage_leaves_another_takes_up_to_the_bit(folder: Path, engine: str) -> None:
     assert read(folder, f"2 {engine} handed") == [True, True]
 
