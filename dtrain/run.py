@@ -200,7 +200,8 @@ def agreed(engine: Engine, action: Any) -> Any:
     said = engine.gather(None if problem is None else [type(problem).__name__, str(problem)])
     if problem is not None:
         raise problem
-    for kind, text in filter(None, said):
+    for rank, (kind, text) in ((rank, each) for rank, each in enumerate(said) if each is not None):
+        text = f"rank {rank}: {text}"
         raise RecipeError("", text) if kind == "RecipeError" else OF_OTHER_RANKS.get(kind, DtrainError)(text)
     return result
 

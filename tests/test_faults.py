@@ -42,6 +42,7 @@ class Plan:
     overrides: Sequence[str] = ()  # the same
     environment: Mapping[str, str] = field(default_factory=dict)  # the same
     port_in_use: bool = False
+    engine: str = '"ddp"'
     traceback: str = ""  # what its last line, or its stack, has
 
 
@@ -61,6 +62,8 @@ PLANS = [
     Plan("saving", r".* cannot be written \(rank 1: .*\); earlier checkpoints", "files", status=2),
     Plan("hang", rf"rank 1 .* hangs in {LOSS}: no move for \d+ s", "hang", traceback="time.sleep(1000)"),
     Plan("hang of rank 0", rf"rank 0 .* hangs in {LOSS}", "hang", 0, traceback="time.sleep(1000)"),
+    Plan("FSDP", f"rank 1 .* hangs in {LOSS}", "hang", engine='"fsdp"', world=2),
+    Plan("ZeRO", f"rank 1 .* in {LOSS}: Zero", "exception", engine='"zero", stage = 3', world=2),
     Plan("lock", r"rank 1 .* gave no sign of life for \d+ s, .* its process is sleeping", "lock"),
     Plan("SIGSTOP", r"rank 1 .* gave no sign of life for \d+ s, .*stopped \(SIGSTOP\)", "stop"),
     Plan("SIGSTOP of rank 0", r"rank 0 .* gave no sign of life for .*stopped \(SIGSTOP\)", "stop", 0),
@@ -134,7 +137,9 @@ def begin(plan: Plan, folder: Path, port: int) -> list[Life]:
         world = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | (plan.environment if is_it else {})
         overrides = [*plan.recipe, *(plan.overrides if is_it else ())]
+        (home / "scale.toml").write_text(f"engine = {{ kind = {plan.engine} }}")
         options = ["--runs", str(folder / "runs"), "--hang-timeout", str(HANG_TIMEOUT)]
+        options += ["--scale", str(home / "scale.toml")]
         lives.append(
             start("run", recipe, *overrides, *options, log=folder / f"log.{rank}", environment=world | mark)
         )

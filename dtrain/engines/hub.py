@@ -50,8 +50,8 @@ class Hub:
         self.listener, self.secret, self.position = listener, secret, position
         self.patience, self.hear = patience, hear
         self.interval = min(patience / 10, 3.0)
-        now, start = time.monotonic(), Position().seen()
-        self.members = [Member(peer, now, start) for peer in peers]
+        self.began, start = time.monotonic(), Position().seen()
+        self.members = [Member(peer, self.began, start) for peer in peers]
         self.wires: dict[int, Wire] = {}
         self.unknown: list[Wire] = []
         self.own: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -82,7 +82,7 @@ class Hub:
             now = time.monotonic()
             if (
                 now - looked > self.patience / 2
-            ):  # this process was itself stopped: it knows nothing of the others
+            ):  # this process was itself stopped, and knows nothing of others
                 for member in self.members:
                     member.heard = now
             looked = now
@@ -144,6 +144,9 @@ class Hub:
             wire.send(message)
 
     def _look(self, now: float) -> None:
+        if now - self.began > self.patience:  # who has not connected by now ended between the two meetings
+            for member in self.members[1:]:
+                member.is_lost |= member.is_there and member.peer.rank not in self.wires
         if all(m.has_left for m in self.members):
             self.is_over = True
         elif self.conclude is None:
