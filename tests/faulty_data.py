@@ -10,8 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-RANK = int(os.environ.get("RANK", "0"))
 FETCHED = 11  # examples that a rank, or its one worker, has fetched when update 3 comes
+
+
+def is_rank(rank: int) -> bool:
+    """Whether this process goes wrong; asked late, as processes are forked with modules loaded."""
+    return os.environ.get("RANK") == str(rank)
 
 
 def go_wrong(fault: str) -> None:
@@ -44,7 +48,7 @@ class Numbers:
     """Ones, until it goes wrong in the process that fetches: the trainer or its worker."""
 
     def __init__(self, fault: str, rank: int):
-        self.fault, self.is_faulty, self.fetched = fault, rank == RANK, 0
+        self.fault, self.is_faulty, self.fetched = fault, is_rank(rank), 0
 
     def __len__(self) -> int:
         return 18
