@@ -133,17 +133,19 @@ def _everybody(here: PrefixStore, world: World, until: float, reception: Recepti
         if world.rank == 0:
             reception.answer()
         if here.check([WRONG]):
-            if world.rank == 0:
-                time.sleep(2 * SLOWEST)  # until the others have read it, as the store may be ours
-            raise LaunchError(here.get(WRONG).decode())
+            break
         if here.check(keys):
             return [Peer(**json.loads(text)) for text in here.multi_get(keys)]
     missing = [str(rank) for rank, key in enumerate(keys) if not here.check([key])]
-    raise LaunchError(
+    absent = (
         f"rank{'s' * (len(missing) > 1)} {', '.join(missing)} of {world.size} did not come to "
         f"{_place(world)} within {time.monotonic() - began:.0f} s; look at what their launcher says, "
         "or they themselves; where they only start late, a longer --hang-timeout lets all wait longer"
     )
+    wrong = here.compare_set(WRONG, "", absent).decode()
+    if world.rank == 0:
+        time.sleep(2 * SLOWEST)  # until the others have read it, as the store may be ours
+    raise LaunchError(wrong)
 
 
 def pauses(until: float) -> Iterator[None]:
