@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import dtrain
-from dtrain.engines.scale import DDP, FSDP, Parallel, Scale, ZeRO
+from dtrain.scale.tables import DDP, FSDP, Parallel, Scale, ZeRO
 
 DATA = Path(__file__).parents[1] / "recipes/data/fashion-mnist-7k.npz"
 BATCH = 64  # of each process

@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import dtrain
-from dtrain.engines.scale import Scale, ZeRO
+from dtrain.scale.tables import Scale, ZeRO
 
 DATA = Path(__file__).parents[1] / "recipes/data/fashion-mnist-7k.npz"
 ROUNDS, STEPS, BATCH = 20, 10, 64
@@ -80,7 +80,7 @@ def hand_written(options: ZeRO) -> Iterator[None]:
     """What DeepSpeed's documentation shows, in the process group that is open."""
     import deepspeed
 
-    from dtrain.engines.zero_setup import configuration
+    from dtrain.engines.zero.setup import configuration
 
     net = nn.Sequential(
         nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)
@@ -139,7 +139,7 @@ def rank(folder: Path) -> None:
         said = compare(folder, stage)
         if os.environ["RANK"] == "0":
             print(said, flush=True)
-    from dtrain.engines.processes import leave
+    from dtrain.world.processes import leave
 
     leave(0)
 

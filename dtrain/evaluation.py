@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from dtrain.checkpoint.features import load_features
 from dtrain.data.loader import Loader, evaluation_batches
 from dtrain.engines.base import Engine
-from dtrain.engines.position import Position
 from dtrain.errors import RecipeError
 from dtrain.recipe.check import clash
 from dtrain.recipe.metrics import PREFIX
@@ -19,6 +18,7 @@ from dtrain.spec.table import Imported
 from dtrain.spec.trust import Trust
 from dtrain.spec.words import nearest
 from dtrain.systems.base import Array, Batch, Evaluation, Mode, Models, Ops, System
+from dtrain.world.position import Position
 
 if TYPE_CHECKING:
     from dtrain.backends.torch_measuring import Measuring

@@ -21,14 +21,7 @@ from dtrain.data.loader import Loader
 from dtrain.data.opening import open_examples
 from dtrain.data.order import Order, Sweep
 from dtrain.data.source import Examples
-from dtrain.engines.agreement import agree, contents, facts, shapes
-from dtrain.engines.asked import read_scale
 from dtrain.engines.base import Engine
-from dtrain.engines.launcher import contradictions
-from dtrain.engines.position import HANG_TIMEOUT, Position
-from dtrain.engines.scale import DDP, Scale
-from dtrain.engines.scale_fit import misfits, unfit
-from dtrain.engines.world import World, read_world
 from dtrain.errors import CheckpointError, DataError, DtrainError, LaunchError, RecipeError
 from dtrain.evaluation import Best, Evaluator, open_metrics
 from dtrain.format.files import folder_name
@@ -37,13 +30,20 @@ from dtrain.recipe.metrics import best_mode
 from dtrain.recipe.plan import pace_of
 from dtrain.recipe.values import Recipe
 from dtrain.recipe.write import encode, to_toml
+from dtrain.scale.asked import read_scale
+from dtrain.scale.fit import misfits, unfit
+from dtrain.scale.tables import DDP, Scale
 from dtrain.spec.lengths import Pace
 from dtrain.spec.trust import EVERYTHING, Trust
 from dtrain.systems.base import System
 from dtrain.track import RunInfo, open_trackers
+from dtrain.world.agreement import agree, contents, facts, shapes
+from dtrain.world.launcher import contradictions
+from dtrain.world.position import HANG_TIMEOUT, Position
+from dtrain.world.world import World, read_world
 
 if TYPE_CHECKING:
-    from dtrain.engines.lookout import Lookout
+    from dtrain.world.lookout import Lookout
 
 TIMEOUT = timedelta(minutes=30)  # of a collective: the last resort
 OF_OTHER_RANKS = {kind.__name__: kind for kind in (CheckpointError, DataError, LaunchError)}
@@ -213,10 +213,10 @@ def open_engine(
     """The engine of a world, with the recipe's models, optimizers and averages, and the ranks' lookout."""
     # Only now, as torch and Accelerate take seconds to import.
     from dtrain.engines.engine import TorchEngine
-    from dtrain.engines.exchange import gather_json
     from dtrain.engines.holding import hold
-    from dtrain.engines.lookout import Lookout
-    from dtrain.engines.processes import join
+    from dtrain.world.exchange import gather_json
+    from dtrain.world.lookout import Lookout
+    from dtrain.world.processes import join
 
     lookout = Lookout(Position(), hang_timeout)
     with join(world, TIMEOUT, lookout, grouped=not isinstance(scale.engine, DDP)) as accelerator:

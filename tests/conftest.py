@@ -20,7 +20,6 @@ import dtrain
 from dtrain.backends.torch_weights import tensors_of as tensors_in
 from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
 from dtrain.cli.app import carry_out, main
-from dtrain.engines.processes import leave
 from dtrain.events import Saved
 from dtrain.format.files import (
     FORMAT,
@@ -35,6 +34,7 @@ from dtrain.format.files import (
 )
 from dtrain.recipe.write import to_toml
 from dtrain.track.jsonl import read_metrics
+from dtrain.world.processes import leave
 
 torch.set_num_threads(1)
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import psutil
 
-from dtrain.engines.world import World, read_world, tie_to_launcher
 from dtrain.errors import LaunchError, RankError
+from dtrain.world.world import World, read_world, tie_to_launcher
 
 PROGRAM = Path(__file__).resolve()
 ROOT = PROGRAM.parent.parent
@@ -110,9 +110,9 @@ def _join(world: World, mode: str) -> dict[str, Any]:
     """Take one optimizer step on an input that differs by rank; return the world and the mean gradient."""
     import torch
 
-    from dtrain.engines.lookout import Lookout
-    from dtrain.engines.position import Position
-    from dtrain.engines.processes import join
+    from dtrain.world.lookout import Lookout
+    from dtrain.world.position import Position
+    from dtrain.world.processes import join
 
     with join(world, TIMEOUT, Lookout(Position(), patience=30)) as accelerator:
         model = accelerator.prepare(torch.nn.Linear(1, 1, bias=False))
@@ -146,6 +146,6 @@ if __name__ == "__main__":
     except RankError as error:
         code = error.status
     if "torch" in sys.modules:
-        from dtrain.engines.processes import leave
+        from dtrain.world.processes import leave
 
         leave(code)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 import dtrain
 from dtrain.engines.activations import compute_anew
 from dtrain.engines.blocks import check_patterns
-from dtrain.engines.scale import FSDP, Activations, Scale, matches
 from dtrain.errors import LaunchError, RecipeError
 from dtrain.events import Stepped
+from dtrain.scale.tables import FSDP, Activations, Scale, matches
 
 SHORT = ("train.steps=4", "every.save=4", "every.evaluate=0", "checkpoint.best=${unset}")
 ALL = Activations(layers=("*",))

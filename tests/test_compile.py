@@ -13,9 +13,9 @@ from conftest import GAN, last_tensors, only_run, start_two, written
 from torch._dynamo.utils import counters
 
 import dtrain
-from dtrain.engines.scale import DDP, FSDP, Activations, Compile, Parallel, Scale
 from dtrain.errors import LaunchError
 from dtrain.events import Stepped
+from dtrain.scale.tables import DDP, FSDP, Activations, Compile, Parallel, Scale
 
 pytestmark = [  # torch's own, while it compiles
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),

@@ -21,6 +21,8 @@ LAYERS = (
     {"loop", "diverged", "evaluation", "judge", "run", "sampling", "stopping", "track"},
     {"checkpoint"},
     {"engines", "explain"},
+    {"world"},
+    {"scale"},
     {"backends"},
     {"recipe"},
     {"systems", "data"},

@@ -23,10 +23,10 @@ from launching import (
 )
 
 import dtrain
-from dtrain.engines.launcher import contradictions
-from dtrain.engines.world import read_world
 from dtrain.errors import LaunchError
 from dtrain.recipe.values import Train
+from dtrain.world.launcher import contradictions
+from dtrain.world.world import read_world
 
 ELASTIC = [*TORCHRUN, "--standalone", "--nproc_per_node", "2"]
 

@@ -19,10 +19,10 @@ from conftest import Said, only_run
 from kubernetes_schemas import mistakes
 from launching import ACCELERATE, ROOT, start, wait
 
-from dtrain.engines.asked import engine_asked
-from dtrain.engines.scale import FSDP, ZeRO
 from dtrain.format.files import MANIFEST
 from dtrain.launch.filling import ENGINES
+from dtrain.scale.asked import engine_asked
+from dtrain.scale.tables import FSDP, ZeRO
 
 Here = Callable[..., Said]
 

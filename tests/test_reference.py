@@ -11,12 +11,12 @@ from conftest import Said
 
 import dtrain
 from dtrain.data.dataset import Reading
-from dtrain.engines.scale import Parallel
 from dtrain.errors import DtrainError
 from dtrain.recipe.descriptions import descriptions, paragraphs
 from dtrain.recipe.keys import tables
 from dtrain.recipe.reference import parts, renewed
 from dtrain.recipe.values import Recipe
+from dtrain.scale.tables import Parallel
 from dtrain.spec.decode import fields_of, own_keys
 from dtrain.spec.layers import ImportedLayer
 from dtrain.spec.optimizers import ImportedOptimizer

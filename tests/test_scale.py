@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 import dtrain
-from dtrain.engines.asked import read_scale
-from dtrain.engines.scale import DDP, FSDP, Activations, Compile, Scale, ZeRO
-from dtrain.engines.scale_reference import parts
 from dtrain.errors import LaunchError, RecipeErrors
 from dtrain.recipe.reference import renewed
+from dtrain.scale.asked import read_scale
+from dtrain.scale.reference import parts
+from dtrain.scale.tables import DDP, FSDP, Activations, Compile, Scale, ZeRO
 from dtrain.spec.decode import fields_of
 
 ROOT = Path(dtrain.__file__).parents[1]
@@ -188,7 +188,7 @@ def test_every_option_stands_in_the_example_as_it_is_if_left_out(tmp_path: Path)
 
 def test_the_tables_of_the_reference_are_those_of_the_code() -> None:
     text = (ROOT / "docs/scale.md").read_text()
-    assert renewed(text, parts()) == text, "python -m dtrain.engines.scale_reference docs/scale.md"
+    assert renewed(text, parts()) == text, "python -m dtrain.scale.reference docs/scale.md"
 
 
 @pytest.mark.parametrize(("form", "kind"), [("fused", "rmsprop"), ("foreach", "lion")])

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 import dtrain
 from dtrain import Loss, Ops
-from dtrain.engines.scale import Scale, ZeRO
 from dtrain.errors import DtrainError
 from dtrain.recipe.load import from_table
+from dtrain.scale.tables import Scale, ZeRO
 from dtrain.systems.base import Batch, Models
 
 IS_LONG = os.environ.get("DTRAIN_TEST_LONG") == "1"
@@ -202,6 +202,6 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    from dtrain.engines.processes import leave
+    from dtrain.world.processes import leave
 
     leave(0)

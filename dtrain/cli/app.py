@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
         sys.path.append(os.getcwd())  # where a recipe's own classes are found, as with `python -m dtrain`
     code = carry_out(arguments)
     if "torch" in sys.modules:
-        from dtrain.engines.processes import leave
+        from dtrain.world.processes import leave
 
         leave(code)
     return code

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from dtrain.engines.position import HANG_TIMEOUT
+from dtrain.world.position import HANG_TIMEOUT
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -34,9 +34,9 @@ def check(
     """
     from dtrain.cli.plan import print_plan
     from dtrain.cli.trust import trust_of
-    from dtrain.engines.asked import read_scale
     from dtrain.recipe.fit import check_data
     from dtrain.recipe.load import from_document, read
+    from dtrain.scale.asked import read_scale
 
     try:
         document = read(recipe, overrides, set_files=set_files, trust=trust_of(untrusted, trust))

@@ -46,9 +46,9 @@ def evaluate(
     KEY=VALUE changes its recipe: evaluate.metrics.top3={kind="top_k",k=3}, say, or data.path=other.npz. Only
     torch's and dtrain's own classes are imported for it, and what --trust names. Nothing is written.
     """
-    from dtrain.engines.asked import read_scale
-    from dtrain.engines.launcher import contradictions
-    from dtrain.engines.world import read_world, tie_to_launcher
+    from dtrain.scale.asked import read_scale
+    from dtrain.world.launcher import contradictions
+    from dtrain.world.world import read_world, tie_to_launcher
 
     world = read_world(os.environ)
     tie_to_launcher(world)

@@ -118,8 +118,8 @@ def _check(document: "Document", processes: int, data_elsewhere: bool) -> str:
 
 def _check_engine(engine: str | None, config: Path | None, scale_file: Path | None) -> None:
     """Raise DtrainError where two places say how models are kept, or a file is wrong or not there."""
-    from dtrain.engines.asked import read_scale
-    from dtrain.engines.scale import DDP
+    from dtrain.scale.asked import read_scale
+    from dtrain.scale.tables import DDP
 
     if engine is not None and config is not None:
         raise DtrainError("--engine and --config both say how models are kept; give one of them")

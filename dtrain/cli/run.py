@@ -54,10 +54,10 @@ def run(
     and SIGUSR1 end a run after its step and save it: the status is then 75 (130 for SIGINT), which says to
     start the same command again.
     """
-    from dtrain.engines.asked import read_scale
-    from dtrain.engines.launcher import contradictions
-    from dtrain.engines.scale_fit import misfits
-    from dtrain.engines.world import read_world, tie_to_launcher
+    from dtrain.scale.asked import read_scale
+    from dtrain.scale.fit import misfits
+    from dtrain.world.launcher import contradictions
+    from dtrain.world.world import read_world, tie_to_launcher
 
     if fresh and resume is not None:
         raise DtrainError("--fresh begins anew and --resume does not; give one of them")

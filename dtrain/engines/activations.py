@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from dtrain.backends.torch_backend import batch_norms
 from dtrain.backends.torch_batch_norm import RecordingBatchNorm
 from dtrain.engines.blocks import check_patterns, chosen
-from dtrain.engines.scale import Activations
 from dtrain.engines.statistics import loose_buffers
 from dtrain.errors import LaunchError
+from dtrain.scale.tables import Activations
 
 
 def keep_less(models: Mapping[str, nn.Module], options: Activations | None) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import nn
 
 from dtrain.backends.torch_layers import Repeat
-from dtrain.engines.scale import matches
 from dtrain.errors import LaunchError
+from dtrain.scale.tables import matches
 
 Blocks = dict[str, nn.Module]  # by name, such as `3.0`
 

@@ -13,8 +13,8 @@ from dtrain.engines.activations import keep_less
 from dtrain.engines.compiling import Compiling
 from dtrain.engines.held import Held, Hold
 from dtrain.engines.precision import compute_in_full, in_full
-from dtrain.engines.scale import FSDP, Scale
 from dtrain.engines.torch_state import NamedOptimizer
+from dtrain.scale.tables import FSDP, Scale
 from dtrain.spec.models import Model, ModelSpec
 from dtrain.spec.optimizers import Optimizer
 from dtrain.spec.trust import Trust

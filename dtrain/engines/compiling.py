@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from dtrain.engines.blocks import repeated
-from dtrain.engines.scale import Compile
 from dtrain.errors import LaunchError
+from dtrain.scale.tables import Compile
 from dtrain.systems.base import Loss, Models, Ops
 
 Compute = Callable[[Models, Mapping[str, Any], Ops], Loss]

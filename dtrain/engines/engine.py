@@ -18,21 +18,21 @@ from dtrain.data.source import Batch
 from dtrain.engines.averages import Averages
 from dtrain.engines.base import Batches, Fault, Key, Measured, Part, Update
 from dtrain.engines.building import Site, hold_models
-from dtrain.engines.exchange import gather_arrays, gather_json
 from dtrain.engines.finite import Shown, Watch, all_finite, as_json, first_of, summed, weights_fault
 from dtrain.engines.gradients import clip_norm, clip_values, rescale, total_norm
 from dtrain.engines.held import Hold, Named
 from dtrain.engines.loss_scale import LossScale
 from dtrain.engines.pieces import Piece, numbers, pieces, restore
 from dtrain.engines.precision import HALF, check_precision, set_products
-from dtrain.engines.scale import Scale
 from dtrain.engines.statistics import IDLE, Notes, average_notes, loose_buffers, take_notes
+from dtrain.scale.tables import Scale
 from dtrain.spec.averages import Average
 from dtrain.spec.keys import seed_of
 from dtrain.spec.models import Model
 from dtrain.spec.optimizers import Optimizer
 from dtrain.spec.trust import EVERYTHING, Trust
 from dtrain.systems.base import Logs, Loss, Models, Ops, Phase
+from dtrain.world.exchange import gather_arrays, gather_json
 
 
 class TorchEngine:

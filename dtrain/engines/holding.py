@@ -5,7 +5,7 @@ from functools import partial
 from accelerate import Accelerator
 
 from dtrain.engines.held import Hold
-from dtrain.engines.scale import DDP, FSDP, Parallel, ZeRO
+from dtrain.scale.tables import DDP, FSDP, Parallel, ZeRO
 
 
 def hold(parallel: Parallel, accelerator: Accelerator, *, lanes: int | None, local_size: int) -> Hold:
@@ -31,10 +31,10 @@ def hold(parallel: Parallel, accelerator: Accelerator, *, lanes: int | None, loc
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         return partial(Sharded, mesh=mesh, options=parallel)
     assert isinstance(parallel, ZeRO)
-    from dtrain.engines.zero_world import DeepSpeedWorld
+    from dtrain.engines.zero.world import DeepSpeedWorld
 
     # First: it says for which device DeepSpeed is imported.
     world = DeepSpeedWorld(accelerator.device, accelerator.local_process_index, local_size)
-    from dtrain.engines.zero import hold_by_zero
+    from dtrain.engines.zero.held import hold_by_zero
 
     return partial(hold_by_zero, accelerator=accelerator, options=parallel, world=world)

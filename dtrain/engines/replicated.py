@@ -11,8 +11,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.nn.parallel import DistributedDataParallel
 
 from dtrain.engines.held import Build
-from dtrain.engines.scale import DDP
 from dtrain.engines.whole import Whole
+from dtrain.scale.tables import DDP
 
 
 class Replicated(Whole):

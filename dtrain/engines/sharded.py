@@ -22,7 +22,7 @@ from dtrain.backends.torch_batch_norm import RecordingBatchNorm
 from dtrain.engines.blocks import chosen
 from dtrain.engines.elementwise import check_elementwise
 from dtrain.engines.held import Build, Named
-from dtrain.engines.scale import FSDP
+from dtrain.scale.tables import FSDP
 
 LARGE = 1_000_000  # parameters
 

@@ -18,11 +18,11 @@ from agreement import methods
 from agreement.cases import CASES, FROZEN, HALVES
 
 import dtrain
-from dtrain.engines.asked import read_scale
 from dtrain.engines.base import Engine
 from dtrain.events import Evaluated, Stepped
 from dtrain.loop import make_update
 from dtrain.recipe.load import from_table
+from dtrain.scale.asked import read_scale
 
 UNSTEADY = ("lr", "examples_per_second")  # in the events, but neither a loss nor a gradient norm
 
@@ -107,6 +107,6 @@ def digest(tensors: dict[str, np.ndarray]) -> str:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:])
-    from dtrain.engines.processes import leave
+    from dtrain.world.processes import leave
 
     leave(0)

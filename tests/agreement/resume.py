@@ -17,9 +17,9 @@ from agreement.ranks import digest, state
 import dtrain
 from dtrain.backends.torch_weights import tensors_of
 from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
-from dtrain.engines.asked import read_scale
 from dtrain.events import Stepped
 from dtrain.recipe.load import from_table
+from dtrain.scale.asked import read_scale
 
 HALF, REST = (
     (100, 50) if os.environ.get("DTRAIN_TEST_LONG") else (12, 10)
@@ -100,6 +100,6 @@ if __name__ == "__main__":
     how = None if scale == "-" else read_scale({}, Path(scale))
     for precision in precisions:
         {"save": save, "continue": carry_on}[what](Path(folder), label, how, precision)
-    from dtrain.engines.processes import leave
+    from dtrain.world.processes import leave
 
     leave(0)

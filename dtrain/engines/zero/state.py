@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dtrain.engines.zero_pieces import Piece
+from dtrain.engines.zero.pieces import Piece
 from dtrain.errors import CheckpointError
 
 # What torch's optimizers keep once for a tensor; all else is shaped like it.

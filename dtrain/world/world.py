@@ -11,8 +11,8 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dtrain.engines.launcher import Asked, check_size, find_request, settings_asked
 from dtrain.errors import LaunchError
+from dtrain.world.launcher import Asked, check_size, find_request, settings_asked
 
 
 @dataclass(frozen=True)

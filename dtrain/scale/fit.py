@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from dtrain.engines.scale import DDP, FSDP, Parallel, Patterns, Scale, ZeRO, matches
 from dtrain.errors import RecipeError
+from dtrain.scale.tables import DDP, FSDP, Parallel, Patterns, Scale, ZeRO, matches
 from dtrain.spec.models import Model, ModelSpec
 from dtrain.spec.words import dotted, nearest
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from dtrain.backends.torch_backend import trained_parameters
 from dtrain.engines.held import Build, Held, Named
 from dtrain.engines.replicated import Replicated
-from dtrain.engines.scale import DDP, ZeRO
-from dtrain.engines.zero_pieces import Piece
-from dtrain.engines.zero_setup import build_engine, check_model
-from dtrain.engines.zero_stages import Names, Slices, Stage, Stretches
-from dtrain.engines.zero_state import SINGLE, joined_state
-from dtrain.engines.zero_world import DeepSpeedWorld
+from dtrain.engines.zero.pieces import Piece
+from dtrain.engines.zero.setup import build_engine, check_model
+from dtrain.engines.zero.stages import Names, Slices, Stage, Stretches
+from dtrain.engines.zero.state import SINGLE, joined_state
+from dtrain.engines.zero.world import DeepSpeedWorld
 from dtrain.errors import CheckpointError, LaunchError
+from dtrain.scale.tables import DDP, ZeRO
 
 
 def hold_by_zero(

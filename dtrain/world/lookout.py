@@ -24,13 +24,13 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-from dtrain.engines import verdict
-from dtrain.engines.hub import Hub, states_of
-from dtrain.engines.meeting import Meeting
-from dtrain.engines.position import Position
-from dtrain.engines.verdict import DEFECT, Failure, Member, Shown, Verdict
-from dtrain.engines.wire import Message, Wire
 from dtrain.errors import DtrainError, LaunchError, RankError
+from dtrain.world import verdict
+from dtrain.world.hub import Hub, states_of
+from dtrain.world.meeting import Meeting
+from dtrain.world.position import Position
+from dtrain.world.verdict import DEFECT, Failure, Member, Shown, Verdict
+from dtrain.world.wire import Message, Wire
 
 MISTAKE, INTERRUPTED = 2, 130  # exit status
 UNWINDING = 20.0  # seconds that a process has to end in good order when all is said

@@ -9,8 +9,8 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import distributed, nn
 
 from dtrain.engines.elementwise import check_elementwise
-from dtrain.engines.scale import ZeRO
 from dtrain.errors import LaunchError
+from dtrain.scale.tables import ZeRO
 
 
 class Engine(DeepSpeedEngine):  # type: ignore[misc]  # DeepSpeed says nothing of types

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dtrain.engines.meeting import Peer
-from dtrain.engines.position import LONG, described
+from dtrain.world.meeting import Peer
+from dtrain.world.position import LONG, described
 
 DEFECT = 1  # exit status
 

@@ -1,14 +1,14 @@
 """The generated parts of docs/scale.md, made of the types that scale files are read by.
 
-`python -m dtrain.engines.scale_reference docs/scale.md` writes them anew, each between its two marks.
+`python -m dtrain.scale.reference docs/scale.md` writes them anew, each between its two marks.
 """
 
 import sys
 from pathlib import Path
 
-from dtrain.engines.scale import Activations, Compile, Parallel, Scale
 from dtrain.recipe.descriptions import paragraphs, source
 from dtrain.recipe.reference import family, renewed, rows
+from dtrain.scale.tables import Activations, Compile, Parallel, Scale
 
 
 def parts() -> dict[str, str]:

@@ -16,8 +16,8 @@ from datetime import timedelta
 
 from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from dtrain.engines.world import World
 from dtrain.errors import LaunchError
+from dtrain.world.world import World
 
 QUICKEST, SLOWEST = 0.02, 0.5  # seconds between two looks at the store
 WRONG = "wrong"  # the key of what that is

@@ -11,11 +11,11 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
-from dtrain.engines import verdict
-from dtrain.engines.meeting import Peer
-from dtrain.engines.position import Position
-from dtrain.engines.verdict import Failure, Member, Shown, Verdict
-from dtrain.engines.wire import Message, Wire
+from dtrain.world import verdict
+from dtrain.world.meeting import Peer
+from dtrain.world.position import Position
+from dtrain.world.verdict import Failure, Member, Shown, Verdict
+from dtrain.world.wire import Message, Wire
 
 GATHER = 0.3  # seconds that others have to say that they failed likewise
 ECHO = 3.0  # seconds in which it turns out whose failure the end of a connection is

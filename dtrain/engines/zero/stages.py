@@ -8,7 +8,7 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID, DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
-from dtrain.engines.zero_pieces import Piece
+from dtrain.engines.zero.pieces import Piece
 
 Names = Mapping[Any, str]  # of parameters, which DeepSpeed gives attributes of its own
 HELD = "dtrain"  # among the ids of the modules for which a parameter stays gathered

@@ -21,11 +21,11 @@ import numpy as np
 
 import dtrain
 from dtrain.data.source import Examples
-from dtrain.engines.scale import Scale
 from dtrain.errors import LaunchError
 from dtrain.recipe.compare import NOTHING, Difference, between
 from dtrain.recipe.values import Recipe
 from dtrain.recipe.write import encode
+from dtrain.scale.tables import Scale
 from dtrain.spec.words import written
 
 Gather = Callable[[Any], list[Any]]  # every rank's value, by rank

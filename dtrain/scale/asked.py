@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtrain.engines.scale import FSDP, Activations, Compile, Parallel, Scale, ZeRO
-from dtrain.engines.scale_fit import unfit
 from dtrain.errors import LaunchError
 from dtrain.recipe.document import Document, Said, Sayings
 from dtrain.recipe.locate import located
 from dtrain.recipe.texts import open_text, parse
+from dtrain.scale.fit import unfit
+from dtrain.scale.tables import FSDP, Activations, Compile, Parallel, Scale, ZeRO
 from dtrain.spec.decode import decode
 from dtrain.spec.table import Table, Wrong
 

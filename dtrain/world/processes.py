@@ -19,11 +19,11 @@ from torch import distributed
 from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import _abort_process_group
 
-from dtrain.engines.hub import listen
-from dtrain.engines.lookout import UNWINDING, Lookout
-from dtrain.engines.meeting import meet
-from dtrain.engines.world import World
 from dtrain.errors import LaunchError
+from dtrain.world.hub import listen
+from dtrain.world.lookout import UNWINDING, Lookout
+from dtrain.world.meeting import meet
+from dtrain.world.world import World
 
 _REWRITTEN = ("ACCELERATE_", "OMPI_COMM_WORLD_", "PMI_", "MPI_LOCAL", "MV2_COMM_WORLD_")
 
