@@ -31,7 +31,6 @@ class World:
     address: str  # where the ranks find each other: rank 0's host and port
     port: int
     store_exists: bool  # torchelastic's agent holds the key-value store; otherwise rank 0 opens it
-    restart: int  # how often torchelastic has started these ranks again
 
 
 # launcher, then the variables of rank, size, local rank, local size. The first complete line counts: Open MPI
@@ -84,7 +83,6 @@ def read_world(environment: Mapping[str, str]) -> World:
         address=address or "127.0.0.1",
         port=_integer(environment, "MASTER_PORT", "29500"),
         store_exists=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-        restart=_integer(environment, "TORCHELASTIC_RESTART_COUNT", "0"),
     )
 
 
