@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -51,6 +52,12 @@ RECIPES: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
 }
+SHIPPED = ("classifier", "gan", "language_model")
+SHORTENED = (  # of the shipped recipes
+    "train={steps=200,batch_size=32,micro_batch_size=8,lanes=4}",
+    "every={log=1,evaluate=0,sample=0,save=0}",
+    'track.kinds=["jsonl"]',
+)
 
 
 class Moody(nn.Module):
@@ -79,7 +86,7 @@ def train_all(arguments: list[str]) -> int:
     """Train recipes in one world, one after the other: to the end, or to a checkpoint."""
     until, runs, *recipes = arguments
     for recipe in recipes:
-        overrides = RECIPES[Path(recipe).parent.name][1]
+        _, overrides = RECIPES.get(Path(recipe).parent.name, ("", SHORTENED))
         with (
             dtrain.setup(dtrain.load(recipe, overrides), runs=Path(recipe).with_name(runs)) as run,
             dtrain.watch(run) as observe,
@@ -94,7 +101,7 @@ def train_all(arguments: list[str]) -> int:
 def train_on(world: int, until: int, runs: str, *recipes: Path) -> None:
     log = recipes[0].with_name(f"log-{runs}-{world}")
     lives = start_world(world, str(until), runs, *recipes, log=log, action=train_all)
-    assert [life.end() for life in lives] == [0] * world, [life.said for life in lives]
+    assert [life.end(900) for life in lives] == [0] * world, [life.said for life in lives]
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +114,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def only(folder: Path) -> Path:
-    (run,) = folder.glob("*/*")
+def only(folder: Path, name: str = "*") -> Path:
+    """The one run of a name in a folder of runs."""
+    (run,) = folder.glob(f"{name}/*")
     return run
 
 
@@ -120,6 +128,19 @@ def test_any_number_of_processes_gives_the_same_bits(folder: Path, name: str) ->
             assert tensors_of(run / "checkpoints" / path.name) == tensors_of(path)
         assert metrics_of(run) == metrics_of(alone)
     assert len(metrics_of(alone)) >= STEPS
+
+
+@pytest.mark.skipif(not LONG, reason="takes minutes; DTRAIN_TEST_LONG=1 runs it")
+def test_shipped_recipes_have_the_same_bits_on_any_number_of_processes(tmp_path: Path) -> None:
+    shutil.copytree(Path(dtrain.__file__).parents[1] / "recipes", tmp_path / "recipes")
+    for world in WORLDS:
+        recipes = [tmp_path / "recipes" / f"{name}.toml" for name in SHIPPED]
+        train_on(world, 200, f"on-{world}", *recipes)
+    for name in SHIPPED:
+        alone, *others = [only(tmp_path / "recipes" / f"on-{world}", name) for world in WORLDS]
+        for run in others:
+            assert last_tensors(run) == last_tensors(alone)
+            assert metrics_of(run) == metrics_of(alone)
 
 
 @pytest.mark.parametrize(("first", "then"), [(2, 4), (4, 1)] if LONG else [(4, 1)])
