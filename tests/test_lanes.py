@@ -212,3 +212,10 @@ def test_lanes_are_of_whole_gradients_alone(gan: Path, dtrain_here: Here, kind: 
     ended = dtrain_here("run", gan, "train.lanes=2", "--scale", gan.parent / "scale.toml")
     assert ended.code == 2
     assert "train.lanes: adds up gradients that are whole on every process" in ended.errors
+
+
+def test_lanes_are_of_kernels_that_do_not_change(gan: Path, dtrain_here: Here) -> None:
+    (gan.parent / "scale.toml").write_text('compile = { what = "blocks", backend = "eager" }')
+    ended = dtrain_here("run", gan, "train.lanes=2", "--scale", gan.parent / "scale.toml")
+    assert ended.code == 2
+    assert "compile: chooses kernels by the batches that a process has met" in ended.errors

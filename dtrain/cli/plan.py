@@ -29,7 +29,7 @@ def print_plan(recipe: Recipe, data: Description | None, processes: int) -> None
     if rates := rate_lines(recipe, examples):
         print("\n".join(rates), end="\n\n")
     print("\n".join(data_lines(recipe, examples, processes)), end="\n\n")
-    print("\n".join(memory_lines(recipe)))
+    print("\n".join(memory_lines(recipe, processes)))
 
 
 def model_lines(name: str, model: Model) -> list[str]:
@@ -138,9 +138,9 @@ def data_lines(recipe: Recipe, examples: int | None, processes: int) -> list[str
     return [*lines, f"whole run: {length}, in {train.precision}{but}"]
 
 
-def memory_lines(recipe: Recipe) -> list[str]:
+def memory_lines(recipe: Recipe, processes: int) -> list[str]:
     """Estimates in bytes."""
-    memory, size = plan_memory(recipe), checkpoint_size(recipe)
+    memory, size = plan_memory(recipe, processes), checkpoint_size(recipe)
     if memory is None or size is None:
         return ["memory and size of a checkpoint: unknown, as a model or a layer is imported"]
     parts = ("weights", "gradients", "optimizers", "averages", "activations")

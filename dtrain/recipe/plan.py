@@ -51,12 +51,10 @@ def pace_of(train: Train, system: Any, examples: int | None) -> Pace | None:
     return Pace(total, known, train.batch_size, partial(steps_for, phases))
 
 
-def plan_memory(recipe: Recipe) -> Memory | None:
-    """An estimate for one process; None where a model is imported and its size unknown.
+def plan_memory(recipe: Recipe, processes: int = 1) -> Memory | None:
+    """An estimate for each of some processes that have models whole; None where one's size is unknown.
 
-    Gradients are those of the largest model; with lanes, of each of them.
-
-    Activations count every layer's output once for each model that a phase calls, in the precision of the
+    Gradients are those of the largest model; with lanes, of each lane of a process. Activations count every layer's output once for each model that a phase calls, in the precision of the
     run; what kernels need besides, and the process itself, is not counted.
     """
     counts = parameter_counts(recipe)
@@ -73,7 +71,9 @@ def plan_memory(recipe: Recipe) -> Memory | None:
     trained = [name for name in recipe.models if name in recipe.optimizers]
     return Memory(
         weights=size * sum(counts.values()),
-        gradients=size * (1 + (recipe.train.lanes or 0)) * max((counts[name] for name in trained), default=0),
+        gradients=size
+        * (1 + (recipe.train.lanes or 0) // processes)
+        * max((counts[name] for name in trained), default=0),
         optimizers=size * sum(numbers_kept(recipe.optimizers[name], recipe.models[name]) for name in trained),
         averages=size * sum(counts[name] for name in recipe.averages),
         activations=outputs * recipe.train.micro,
