@@ -54,8 +54,9 @@ def pace_of(train: Train, system: Any, examples: int | None) -> Pace | None:
 def plan_memory(recipe: Recipe, processes: int = 1) -> Memory | None:
     """An estimate for each of some processes that have models whole; None where one's size is unknown.
 
-    Gradients are those of the largest model; with lanes, of each lane of a process. Activations count every layer's output once for each model that a phase calls, in the precision of the
-    run; what kernels need besides, and the process itself, is not counted.
+    Gradients are those of the largest model; with lanes, of each lane of a process. Activations count every
+    layer's output once for each model that a phase calls, in the precision of the run; what kernels need
+    besides, and the process itself, is not counted.
     """
     counts = parameter_counts(recipe)
     if counts is None:
