@@ -228,7 +228,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_waiting(innermost: traceback.FrameSummary) -> bool:
     """Whether the innermost line of a stack is one that waits for other ranks, or for a device."""
     path = Path(innermost.filename).as_posix()
-    waits_in = ("torch/distributed/", "deepspeed/comm/", "dtrain/engines/")
+    waits_in = ("torch/distributed/", "deepspeed/comm/", "dtrain/engines/", "dtrain/world/")
     return innermost.name == "_engine_run_backward" or any(part in path for part in waits_in)
 
 
