@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from conftest import only_run, start_two
 
 import dtrain
+from dtrain.backends.torch_weights import tensors_of as tensors_in
+from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
 from dtrain.errors import LaunchError, RecipeErrors
 from dtrain.recipe.reference import renewed
 from dtrain.scale.asked import read_scale
@@ -196,3 +200,65 @@ def test_a_form_that_an_optimizer_lacks_is_refused(gan: Path, form: Any, kind: s
     recipe = dtrain.load(gan, [f'optimizers."*".kind="{kind}"'])
     with pytest.raises(LaunchError, match=f'optimizer is "{form}", but optimizers.generator is {kind}'):
         dtrain.setup(recipe, scale=Scale(optimizer=form))
+
+
+def two_ranks(recipe: Path, text: str, *overrides: str) -> dict[str, torch.Tensor]:
+    """The tensors of the models that two ranks train under a scale file."""
+    folder = recipe.parent / f"run-{abs(hash((text, overrides)))}"
+    folder.mkdir()
+    ranks = start_two(
+        "run", recipe, *PLAIN, *overrides, "--scale", file(folder, text), "--runs", folder, log=folder / "log"
+    )
+    assert [rank.end(300) for rank in ranks] == [0, 0], ranks[0].said + ranks[1].said
+    return tensors_in(open_checkpoint(checkpoints_in(only_run(folder))[-1]), "models")
+
+
+PLAIN = (
+    "train.steps=4",
+    "every.save=4",
+    "every.evaluate=0",
+    "checkpoint.best=${unset}",
+    "checkpoint.mode=${unset}",
+)
+HALF = 'train.precision="bf16"'
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "relative"),
+    [
+        ('kind = "ddp"\nbucket_mb = 1e-3\ngradient_as_bucket_view = true', (), 0.0),
+        ('kind = "ddp"\ncompression = "fp16"', (), 2e-2),
+        ('kind = "ddp"\ncompression = "powersgd"\npowersgd_after = 2', (), 2e-1),
+        ('kind = "fsdp"\nprefetch = 1\nblocks = ["generator/[04]", "discriminator/0"]', (), 0.0),
+        ('kind = "fsdp"\nhalf_parameters = true', (HALF,), 2e-2),
+    ],
+    ids=["buckets", "fp16", "powersgd", "prefetch", "half parameters"],
+)
+def test_how_gradients_and_weights_go_over_the_ranks_changes_as_much_as_said(
+    gan: Path, text: str, overrides: tuple[str, ...], relative: float
+) -> None:
+    plain = two_ranks(gan, "", *overrides)
+    found = two_ranks(gan, f"[engine]\n{text}", *overrides)
+    for name, tensor in plain.items():
+        away = (found[name] - tensor).abs().max() / tensor.abs().max()
+        assert away <= relative, f"{name} is {away:.1e} away"
+    is_same = all(torch.equal(found[name], tensor) for name, tensor in plain.items())
+    assert is_same == (relative == 0.0)
+
+
+@pytest.mark.parametrize("form", ["foreach", "plain"])
+def test_forms_of_optimizers_differ_by_rounding_alone(gan: Path, form: Any) -> None:
+    found = []
+    for scale in (Scale(), Scale(optimizer=form)):
+        with dtrain.setup(dtrain.load(gan, PLAIN), runs=gan.parent / "runs", fresh=True, scale=scale) as run:
+            list(dtrain.train(run))
+            tensors = [(name, tensor) for part, name, tensor in run.engine.tensors() if part == "models"]
+            found.append({name: tensor.clone() for name, tensor in tensors})
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+def test_compression_that_torch_has_on_gpus_alone_is_refused_elsewhere(gan: Path) -> None:
+    path = file(gan.parent, '[engine]\nkind = "ddp"\ncompression = "bf16"\n')
+    ranks = start_two("run", gan, *PLAIN, "--scale", path, log=gan.parent / "log")
+    assert [rank.end(300) for rank in ranks] == [2, 2], ranks[0].said + ranks[1].said
+    assert 'engine.compression: torch sends bf16 between GPUs alone; "fp16" would do' in ranks[0].said

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dtrain.engines.held import Build
 from dtrain.engines.whole import Whole
+from dtrain.errors import LaunchError
 from dtrain.scale.tables import DDP
 
 
@@ -41,7 +42,13 @@ class Replicated(Whole):
 
 
 def in_parallel(module: nn.Module, device: torch.device, options: DDP) -> DistributedDataParallel:
-    """A module whose gradients are means over the ranks at the end of a backward."""
+    """A module whose gradients are means over the ranks at the end of a backward.
+
+    Raises LaunchError where torch lacks the compression on this device.
+    """
+    if options.compression == "bf16" and device.type == "cpu":
+        said = 'torch sends bf16 between GPUs alone; "fp16" would do'
+        raise LaunchError(f"engine.compression: {said}")
     wrapped = DistributedDataParallel(
         module,
         device_ids=[device] if device.type == "cuda" else None,

@@ -27,8 +27,8 @@ class DDP(Parallel):
     # let gradients lie in the buckets themselves: saves the memory of all gradients once, and a copy of them;
     # the bits stay
     gradient_as_bucket_view: bool = False
-    # send gradients in half precision, or as products of two thin matrices (`powersgd`, Vogels et al. 2019,
-    # arXiv:1905.13727): less goes over the network, and numbers differ: by half precision's rounding; much
+    # send gradients in half precision ("bf16" between GPUs alone), which rounds them; or as products of two
+    # thin matrices, which approximates them by a fraction ("powersgd": Vogels et al. 2019, arXiv:1905.13727)
     compression: Literal["none", "fp16", "bf16", "powersgd"] = "none"
     powersgd_rank: Positive = 1  # of these matrices; of compression = "powersgd" alone
     # updates of a model whose gradients go whole before "powersgd" begins; once more after a resume, as no
