@@ -344,7 +344,11 @@ class TorchEngine:
         return tensors
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, self.half) if self.half else nullcontext()
+        if not self.half:
+            return nullcontext()
+        # It would keep copies in half of weights that were whole for a moment, until the region ends.
+        is_split = any(held.is_split for held in self.held.values())
+        return torch.autocast(self.device.type, self.half, cache_enabled=not is_split)
 
     def _scale(self, label: str) -> LossScale | None:
         return self.scales.setdefault(label, LossScale()) if self.needs_scale else None
