@@ -1,15 +1,14 @@
-"""The cost of lanes: a step with `train.lanes` against one without, in time and memory.
+"""The cost of lanes: the time of a step with `train.lanes` against one without.
 
     python benchmarks/lanes_cost.py
 
 One process and two over gloo, on one thread each, train a small model and one of 10 M parameters, in four
-micro-batches. Runs take turns, each in processes of its own; times are medians over the steps of all turns,
-and their ratio is the median of those of the turns. Memory is the most that a process held.
+micro-batches. Runs take turns; times are medians over the steps of all turns, and their ratio is the median
+of those of the turns.
 """
 
 import json
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 
 LANES = (0, 2, 4)  # 0: none
 MODELS = {"0.4 M parameters": (1, 530), "10 M parameters": (3, 2048)}  # hidden layers, and their width
-TURNS, STEPS, WARM_UP = 4, 40, 5
+TURNS, STEPS, WARM_UP = 4, 30, 5
 
 RECIPE = """
 name = "lanes-cost"
@@ -59,23 +58,27 @@ def recipe_of(name: str, lanes: int) -> str:
     return text.replace("NUMBER", str(STEPS)).replace("LANES", f"lanes = {lanes}" if lanes else "")
 
 
-def train(recipe: Path) -> None:
-    """As one rank: print the seconds of a step, and the bytes of memory that this process held at most."""
+def train(folder: Path) -> None:
+    """As one rank: train every recipe in turn, and print the seconds of its steps, by turn."""
     import dtrain
     from dtrain.events import Stepped
 
-    moments = []
-    with dtrain.setup(dtrain.load(recipe), runs=recipe.parent / "runs", fresh=True) as run:
-        for event in dtrain.train(run):
-            if isinstance(event, Stepped):
-                moments.append(time.perf_counter())
-    steps = [after - before for before, after in pairwise(moments)]
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": median(steps[WARM_UP:]), "memory": memory}), flush=True)
+    found: dict[str, list[float]] = {}
+    for _ in range(TURNS):
+        for lanes in LANES:
+            moments = []
+            recipe = dtrain.load(folder / f"{lanes}.toml")
+            with dtrain.setup(recipe, runs=folder / "runs", fresh=True) as run:
+                for event in dtrain.train(run):
+                    if isinstance(event, Stepped):
+                        moments.append(time.perf_counter())
+            steps = [after - before for before, after in pairwise(moments)]
+            found.setdefault(str(lanes), []).append(median(steps[WARM_UP:]))
+    print(json.dumps(found), flush=True)
 
 
-def measured(recipe: Path, world: int) -> dict[str, float]:
-    """What the slowest and the largest of so many ranks say."""
+def measured(folder: Path, world: int) -> dict[int, list[float]]:
+    """The seconds of a step on the slowest of so many ranks, by lanes and turn."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -83,7 +86,7 @@ def measured(recipe: Path, world: int) -> dict[str, float]:
     ours |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": 1, "ACCELERATE_USE_CPU": "true"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, __file__, str(recipe)],
+            [sys.executable, __file__, str(folder)],
             env={**os.environ, **{k: str(v) for k, v in ours.items()}, "RANK": str(r), "LOCAL_RANK": str(r)},
             stdout=subprocess.PIPE,
             text=True,
@@ -91,31 +94,28 @@ def measured(recipe: Path, world: int) -> dict[str, float]:
         for r in range(world)
     ]
     said = [json.loads(rank.communicate()[0].splitlines()[-1]) for rank in ranks]
-    return {key: max(each[key] for each in said) for key in ("seconds", "memory")}
+    return {
+        lanes: [max(turns) for turns in zip(*(each[str(lanes)] for each in said), strict=True)]
+        for lanes in LANES
+    }
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in MODELS:
+            for lanes in LANES:
+                (Path(folder) / f"{lanes}.toml").write_text(recipe_of(name, lanes))
             for world in (1, 2):
-                found: dict[int, list[dict[str, float]]] = {lanes: [] for lanes in LANES}
-                for _ in range(TURNS):
-                    for lanes, turns in found.items():
-                        recipe = Path(folder) / "recipe.toml"
-                        recipe.write_text(recipe_of(name, lanes))
-                        turns.append(measured(recipe, world))
-                say(name, world, found)
+                say(name, world, measured(Path(folder), world))
 
 
-def say(name: str, world: int, found: dict[int, list[dict[str, float]]]) -> None:
+def say(name: str, world: int, found: dict[int, list[float]]) -> None:
     """Print a line for each number of lanes."""
     for lanes, turns in found.items():
-        seconds = median(turn["seconds"] for turn in turns)
-        ratio = median(turn["seconds"] / none["seconds"] for turn, none in zip(turns, found[0], strict=True))
-        memory = median(turn["memory"] for turn in turns) / 1e6
+        ratio = median(own / none for own, none in zip(turns, found[0], strict=True))
         print(
             f"{name}, {world} process{'es' * (world > 1)}, {lanes or 'no'} lanes: "
-            f"{1000 * seconds:.1f} ms a step, x{ratio:.2f}, {memory:.0f} MB",
+            f"{1000 * median(turns):.1f} ms a step, x{ratio:.2f}",
             flush=True,
         )
 
@@ -123,7 +123,7 @@ def say(name: str, world: int, found: dict[int, list[dict[str, float]]]) -> None
 if __name__ == "__main__":
     if len(sys.argv) == 2:
         train(Path(sys.argv[1]))
-        from dtrain.engines.processes import leave
+        from dtrain.world.processes import leave
 
         leave(0)
     main()
