@@ -22,6 +22,7 @@ from dtrain.backends.torch_batch_norm import RecordingBatchNorm
 from dtrain.engines.blocks import chosen
 from dtrain.engines.elementwise import check_elementwise
 from dtrain.engines.held import Build, Named
+from dtrain.errors import LaunchError
 from dtrain.scale.tables import FSDP
 
 LARGE = 1_000_000  # parameters
@@ -43,6 +44,7 @@ class Sharded:
         shard(name, module, mesh, options)
         if is_outline:
             allocate(module, torch.device("cpu" if options.offload else mesh.device_type))
+            buffers_to(module, torch.device(mesh.device_type))
         self.module = self.wrapped = module
         assert isinstance(module, FSDPModule)  # fully_shard has made it one
         self.root: FSDPModule = module
@@ -77,6 +79,11 @@ class Sharded:
 
         So they and their gradients are whole until its end; then the gradients are averaged and cut here.
         """
+        if self.options.half_parameters:  # FSDP takes gradients in bf16 away from the whole weights
+            raise LaunchError(
+                "engine.half_parameters: FSDP has no slope of a slope (a gradient penalty, R1) through "
+                "weights in bf16; without it this would do"
+            )
         self._reshards(False)
         for cut in self._cut():
             cut.unshard()
@@ -102,11 +109,9 @@ class Sharded:
         means = torch.split(flat / self.mesh.size(), [gradient.numel() for _, gradient in named])
         for (name, gradient), mean in zip(named, means, strict=True):
             like = self.parameters[name]
-            part = self.part(name, mean.view_as(gradient)).to(like.device)
             if like.grad is None:
-                like.grad = self._cut_like(name, part.clone())
-            else:
-                local(like.grad).add_(part)
+                like.grad = torch.zeros_like(like)  # where the weight is, which may be offloaded
+            local(like.grad).add_(self.part(name, mean.view_as(gradient)).to(like.device))
             whole[name].grad = None
 
     def reduce(self) -> None:
@@ -187,6 +192,13 @@ class Sharded:
     def _reshard(self) -> None:
         for cut in self._cut():
             cut.reshard()
+
+
+def buffers_to(module: nn.Module, device: torch.device) -> None:
+    """Move what is computed with and never cut: it is not offloaded."""
+    for child in module.modules():
+        for name, buffer in child.named_buffers(recurse=False):
+            setattr(child, name, buffer.to(device))
 
 
 def local(tensor: Tensor) -> Tensor:
