@@ -16,7 +16,7 @@ import tomli
 
 from dtrain.backends.torch_schedules import Schedules
 from dtrain.checkpoint.folders import Place, choose
-from dtrain.checkpoint.read import all_tensors, checkpoints_in, open_checkpoint
+from dtrain.checkpoint.read import Checkpoint, all_tensors, checkpoints_in, open_checkpoint
 from dtrain.data.loader import Loader
 from dtrain.data.opening import open_examples
 from dtrain.data.order import Order, Sweep
@@ -296,15 +296,20 @@ def _choose(run: Run, runs: Path, fresh: bool, once: bool, resume: str | Path | 
 
 
 def _restore(run: Run, path: Path) -> None:
-    try:
+    def read() -> tuple[Checkpoint, dict[str, dict[str, Any]]]:
         checkpoint = open_checkpoint(path)
         _check_optimizers(run.recipe, tomli.loads(checkpoint.recipe)["optimizers"])
+        return checkpoint, all_tensors(checkpoint)
+
+    try:
+        # By all ranks or none, as what follows may be collective.
+        checkpoint, tensors = agreed(run.engine, read)
         saved = checkpoint.state["data"]
         if saved != run.data:
             raise CheckpointError(f"it was trained on {saved}, but the data is {run.data} now")
         if checkpoint.step >= run.total and run.folder not in path.parents:
             raise CheckpointError(f"it has done {checkpoint.step} steps, and the recipe asks for {run.total}")
-        run.engine.restore(all_tensors(checkpoint), checkpoint.state)
+        run.engine.restore(tensors, checkpoint.state)
         run.schedules.restore(checkpoint.state.get("schedules", {}))
         run.step = checkpoint.step
         run.skipped, run.skipped_in_a_row = checkpoint.state.get("skipped", (0, 0))
