@@ -54,6 +54,7 @@ def test_the_launcher_chooses_the_engine(environment: dict[str, str], engine: ob
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "fsdp_version: 2 would do"),
         ({**OF_ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "stage 0; 1, 2 or 3 would do"),
         ({**OF_ZERO, "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "nvme"}, "cpu, or none"),
+        ({**OF_ZERO, "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, "ds.json, which dtrain does not read"),
     ],
 )
 def test_what_dtrain_has_no_engine_for_is_refused(environment: dict[str, str], message: str) -> None:
@@ -72,6 +73,10 @@ def test_a_file_and_a_launcher_that_disagree_are_refused(tmp_path: Path) -> None
         LaunchError, match=r"scale.toml says engine.kind = 'fsdp', but `accelerate launch` asks for 'zero'"
     ):
         read_scale(OF_ZERO, file(tmp_path, '[engine]\nkind = "fsdp"\n'))
+    with pytest.raises(LaunchError, match=r"says engine.offload = False, but .* asks for True"):
+        read_scale({**OF_FSDP, "FSDP_OFFLOAD_PARAMS": "true"}, file(tmp_path, '[engine]\nkind = "fsdp"\n'))
+    with pytest.raises(LaunchError, match=r"says engine.stage = 2, but .* asks for 3"):
+        read_scale(OF_ZERO, file(tmp_path, '[engine]\nkind = "zero"\nstage = 2\n'))
 
 
 def test_a_mistake_in_the_file_is_told_at_its_line(tmp_path: Path) -> None:

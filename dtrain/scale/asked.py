@@ -1,6 +1,7 @@
 """A launch's way to run, read: from its file, and from what Accelerate leaves in the environment."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,8 @@ def _of_file(document: Document, asked: Mapping[str, Any]) -> dict[str, Any]:
     for name in found.keys() & asked.keys():
         if name == "engine" and type(found[name]) is not type(asked[name]):
             one, other = f"engine.kind = {found[name].kind!r}", f"{asked[name].kind!r}"
+        elif name == "engine" and (lost := _lost(found[name], asked[name])):
+            one, other = f"engine.{lost} = {getattr(found[name], lost)!r}", f"{getattr(asked[name], lost)!r}"
         elif name == "compile" and (differs := _differing(found[name], asked[name])):
             one = f"compile.{differs} = {getattr(found[name], differs)!r}"
             other = f"{getattr(asked[name], differs)!r}"
@@ -66,6 +69,15 @@ def _differing(one: Table, other: Table) -> str | None:
     """The first key of which the one says something else than the other, which says it."""
     keys = (key for key, value in vars(other).items() if value not in (None, vars(one)[key]))
     return next(keys, None)
+
+
+def _lost(one: Parallel, other: Parallel) -> str | None:
+    """The first key that is no default in the other, and something else in the one.
+
+    Accelerate's defaults cannot be told from what somebody asked for.
+    """
+    changed = (f.name for f in fields(other) if getattr(other, f.name) != f.default)
+    return next((key for key in changed if getattr(one, key) != getattr(other, key)), None)
 
 
 def compile_asked(environment: Mapping[str, str]) -> Compile | None:
@@ -117,6 +129,11 @@ def engine_asked(environment: Mapping[str, str]) -> Parallel | None:
             offload=_is_true(environment, "FSDP_OFFLOAD_PARAMS"),
         )
     if _is_true(environment, "ACCELERATE_USE_DEEPSPEED"):
+        if file := environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"):
+            raise LaunchError(
+                f"the launcher asks for deepspeed_config_file: {file}, which dtrain does not read; "
+                "zero_stage in its place would do, and a file of --scale for more"
+            )
         stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
         if stage not in ("1", "2", "3"):
             raise LaunchError(
