@@ -14,6 +14,7 @@ from dtrain.evaluation import Evaluator
 from dtrain.recipe.fit import check_fields
 from dtrain.recipe.values import Recipe
 from dtrain.run import agreed, evaluator, open_engine
+from dtrain.scale.fit import unfit
 from dtrain.scale.tables import Scale
 from dtrain.spec.table import empty
 from dtrain.spec.trust import Trust
@@ -33,6 +34,8 @@ def open_evaluator(
         models = {name: dataclasses.replace(spec, weights_from=None) for name, spec in recipe.models.items()}
         train = dataclasses.replace(recipe.train, lanes=None)  # there are no gradients
         bare = dataclasses.replace(recipe, models=models, optimizers=empty(), train=train)
+        for mistake in unfit(scale, bare):
+            raise mistake
         engine, lookout = stack.enter_context(open_engine(bare, world, scale, trust, hang_timeout))
         lookout.position.long("opening the data")
         source = recipe.evaluate.data or recipe.data
@@ -50,7 +53,7 @@ def open_evaluator(
 
 def _restore(engine: Engine, path: Path) -> None:
     checkpoint = open_checkpoint(path)
-    no_optimizers: dict[str, object] = {"numbers": {}, "settings": {}}
+    no_optimizers: dict[str, object] = {"numbers": {}}
     parts = {part: tensors_of(checkpoint, part) for part in ("models", "averages")}
     try:
         engine.restore(parts, {**checkpoint.state, "optimizers": no_optimizers})
