@@ -109,13 +109,7 @@ class TorchEngine:
         for place, (micro, arrays) in enumerate(shares):
             batch = self._put(arrays)
             is_last = place == len(shares) - 1
-            try:
-                weight, loss = self._backward(update, micro, batch, before, is_last)
-            except DifferentiatedTwice:  # raised before there was a gradient; from now on it is known
-                self.twice.add(update.phase.label)
-                self.compiling.leave_out(update.phase.label, says=self.rank == 0)
-                take_notes([norm for own in self.norms.values() for norm in own])
-                weight, loss = self._backward(update, micro, batch, before, is_last)
+            weight, loss = self._backward(update, micro, batch, before, is_last)
             terms.append((weight, {"loss": loss.value.detach(), **_detached(loss.terms)}))
             taken = take_notes([norm for name in names for norm in self.norms[name]])
             take_notes([norm for name in self.bare if name not in names for norm in self.norms[name]])
@@ -165,6 +159,23 @@ class TorchEngine:
         is_last: bool,
     ) -> tuple[Any, Loss]:
         """Forward and backward of one micro-batch, whose gradients are added up; its weight and loss."""
+        try:
+            return self._attempt(update, micro, batch, before, is_last)
+        except DifferentiatedTwice:  # raised before there was a gradient; from now on it is known
+            self.twice.add(update.phase.label)
+            self.compiling.leave_out(update.phase.label, says=self.rank == 0)
+            take_notes([norm for own in self.norms.values() for norm in own])
+            return self._attempt(update, micro, batch, before, is_last)
+
+    def _attempt(
+        self,
+        update: Update,
+        micro: MicroBatch,
+        batch: Mapping[str, Tensor],
+        before: Mapping[str, Sequence[Tensor]],
+        is_last: bool,
+    ) -> tuple[Any, Loss]:
+        """The same; raises DifferentiatedTwice where it comes upon a slope that nobody is ready for."""
         phase, scale = update.phase, self._scale(update.phase.label)
         examples = len(next(iter(batch.values())))
         seed_generators(seed_of(*update.key, micro.number), self.device)
