@@ -273,7 +273,7 @@ class TorchEngine:
     def _numbers(self, values: Sequence[Tensor | float]) -> Tensor:
         """Numbers and scalar arrays as one array on the device, where no value of it is waited for."""
         plain = [0.0 if isinstance(value, Tensor) else float(value) for value in values]
-        on_device = torch.tensor(plain, dtype=torch.float64, device=self.device).unbind()
+        on_device = self._sent(torch.tensor(plain, dtype=torch.float64)).unbind()
         return torch.stack(
             [
                 value.double().reshape(()) if isinstance(value, Tensor) else number
@@ -348,11 +348,15 @@ class TorchEngine:
         """Arrays on the device; fractions in the precision of the models."""
         tensors = {}
         for name, array in batch.items():
-            tensor = torch.from_numpy(np.ascontiguousarray(array))
-            if self.device.type == "cuda":
-                tensor = tensor.pin_memory().to(self.device, non_blocking=True)
+            tensor = self._sent(torch.from_numpy(np.ascontiguousarray(array)))
             tensors[name] = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
         return tensors
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """A tensor on the device, which is not waited for."""
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if not self.half:
