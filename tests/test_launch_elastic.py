@@ -70,6 +70,7 @@ def worlds(runs: Path) -> list[int]:
     return [manifest["environment"]["world"] for manifest in manifests]
 
 
+@pytest.mark.skipif("DTRAIN_TEST_LONG" not in os.environ, reason="torchrun counts in minutes")
 def test_a_machine_that_comes_later_takes_part(gan: Path, tmp_path: Path) -> None:
     with ExitStack() as stack:
         machines = Machines(gan, tmp_path, stack)
