@@ -86,13 +86,14 @@ def needed(tests: list[pytest.Item]) -> list[str]:
         for test in tests
         if isinstance(test, pytest.Function) and hasattr(test, "callspec")
     }
-    return [case for case in ALL if case in names or case.partition(",")[0] in names]
+    return [case for case in {**ALL, **FROZEN} if case in names or case.partition(",")[0] in names]
 
 
 def start(folder: Path, size: int, wanted: list[str]) -> list[subprocess.Popen[str]]:
     """Start the wanted cases of `size` processes."""
     names = [name for name, of_size in RUNS if of_size == size and name in wanted]
-    return start_ranks(size, "agreement.ranks", str(folder), str(size), "-", *names)
+    watched = [f"{name} frozen" for name in FROZEN if name in wanted]
+    return start_ranks(size, "agreement.ranks", str(folder), str(size), "-", *names, *watched)
 
 
 def start_ranks(size: int, module: str, *arguments: str) -> list[subprocess.Popen[str]]:

@@ -1,14 +1,14 @@
 """DDP, FSDP2 and ZeRO give the numbers of a loop written out by hand, and carry on what another has saved."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from agreement import references
-from agreement.cases import FROZEN, write_examples
+from agreement.cases import FROZEN, IS_LONG, write_examples
 from agreement.ranks import recipe_of
 from test_agreement import (
     ON_GPUS,
@@ -48,31 +48,62 @@ ALL_WAYS: Mapping[str, Way] = {
 }
 WAYS = {way: how for way, how in ALL_WAYS.items() if not ON_GPUS or how.size <= ON_GPUS}
 SYSTEMS = ("gan, hinge", "gan, wasserstein", "adversarial, pgd", "vae, bce", "cycle")
+MORE = ("two models at once", "tokens", "classifier, groups", "classifier, imported and half frozen")
+FEW = ("gan, wasserstein", "vae, bce")
 PRECISIONS = {"fp64": 1e-9, "fp32": 1e-4}
-MORE_IN_FULL = ("two models at once", "tokens", "classifier, groups", "classifier, imported and half frozen")
+SHORT = {  # what is run in each way: in fp64, and in fp32; in the long form everything
+    "one process": ((), ()),
+    "ddp, 2": ((), FEW),
+    "ddp, 4": (SYSTEMS, ()),
+    "fsdp, 2": (SYSTEMS + MORE, FEW),
+    "fsdp, whole, 2": (FEW, ()),
+    "fsdp, blocks, 2": (FEW, ()),
+    "zero 1, 2": ((), FEW),
+    "zero 2, 2": ((), FEW),
+    "zero 3, 2": ((), SYSTEMS),
+}
 RUNS = [
     (way, name, precision)
     for way, how in WAYS.items()
-    for names, precision in ((SYSTEMS, "fp64"), (MORE_IN_FULL, "fp64"), (SYSTEMS, "fp32"))
+    for precision, names in zip(PRECISIONS, (SYSTEMS + MORE, SYSTEMS) if IS_LONG else SHORT[way], strict=True)
     for name in names
     if how.has_fp64 or precision != "fp64"
 ]
-IN_HALF = ("gan, hinge in bf16", "vae, bce in bf16")
+IN_HALF = [("gan, hinge", way) for way in WAYS if way != "one process"]
+MOVING = [(name, way) for way, how in WAYS.items() if how.scale for name in FROZEN]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where every case was run in every way, one way after the other."""
+def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """Where the cases of the selected tests were run, one way after the other, at one start each."""
     folder = tmp_path_factory.mktemp("engines")
     write_examples(folder / "examples.npz")
-    for way, how in WAYS.items():
-        names = [f"{name} in {precision}" for each, name, precision in RUNS if each == way]
-        scale = "-"
+    for way, cases in wanted(request.session.items).items():
+        how, scale = WAYS[way], "-"
         if how.scale:
             scale = str(folder / f"{way}.toml")
             Path(scale).write_text(how.scale)
-        finish(start_ranks(how.size, "agreement.ranks", str(folder), way, scale, *names, *IN_HALF))
+        finish(start_ranks(how.size, "agreement.ranks", str(folder), way, scale, *cases))
     return folder
+
+
+def wanted(tests: list[pytest.Item]) -> dict[str, list[str]]:
+    """What is to be run in each way: that which the selected tests are about."""
+    cases: dict[str, dict[str, None]] = {}
+    for test in tests:
+        if test.path == Path(__file__) and isinstance(test, pytest.Function):
+            said = test.callspec.params
+            cases.setdefault(said["way"], {})[case_of(test.function, **said)] = None
+            if test.function is test_every_way_is_as_near_to_one_process_as_bf16_lets_it or ON_GPUS:
+                cases.setdefault("one process", {})[case_of(test.function, **said)] = None
+    return {way: list(names) for way, names in cases.items()}
+
+
+def case_of(test: object, *, name: str, way: str, precision: str = "") -> str:
+    """What a test is about, as `agreement.ranks` calls it."""
+    if test is test_an_update_moves_the_models_that_it_trains_and_no_others:
+        return f"{name} frozen"
+    return f"{name} in {precision or 'bf16'}"
 
 
 def finish(processes: list) -> None:
@@ -85,50 +116,51 @@ def finish(processes: list) -> None:
 
 
 @pytest.fixture(scope="module")
-def by_hand(folder: Path) -> dict[tuple[str, str], references.Numbers]:
-    """What the loops written out by hand give, by case and precision.
+def by_hand(folder: Path) -> Callable[[str, str, str], references.Numbers]:
+    """What a loop written out by hand gives, by case and precision, from the first weights of a way.
 
     They draw as a CPU does; on GPUs one process takes their place.
     """
-    if ON_GPUS:
-        cases = dict.fromkeys((name, precision) for _, name, precision in RUNS)
-        return {(n, p): found(folder, f"{n} in {p}", "one process").results for n, p in cases}
     data = dict(np.load(folder / "examples.npz"))
-    made = {}
-    for name, precision in dict.fromkeys((name, precision) for _, name, precision in RUNS):
-        train = REFERENCES.get(name) or REFERENCES[name.partition(",")[0]]
-        first = found(folder, f"{name} in {precision}", "one process").first
-        made[name, precision] = train(recipe_of(f"{name} in {precision}"), data, first)
-    return made
+    made: dict[tuple[str, str], references.Numbers] = {}
+
+    def give(way: str, name: str, precision: str) -> references.Numbers:
+        case = f"{name} in {precision}"
+        if ON_GPUS:
+            return found(folder, case, "one process").results
+        if (name, precision) not in made:
+            train = REFERENCES.get(name) or REFERENCES[name.partition(",")[0]]
+            made[name, precision] = train(recipe_of(case), data, found(folder, case, way).first)
+        return made[name, precision]
+
+    return give
 
 
 @pytest.mark.parametrize(("way", "name", "precision"), RUNS)
 def test_every_way_gives_the_numbers_of_a_loop_by_hand(
     folder: Path,
-    by_hand: dict[tuple[str, str], references.Numbers],
+    by_hand: Callable[[str, str, str], references.Numbers],
     way: str,
     name: str,
     precision: str,
 ) -> None:
     run = found(folder, f"{name} in {precision}", way)
-    key, value = worst(deviations(run.results, by_hand[name, precision]))
+    key, value = worst(deviations(run.results, by_hand(way, name, precision)))
     print(f"{name} in {precision}, {way}: {value:.1e} ({key})")
     assert value < PRECISIONS[precision], key
     assert len(set(run.scalars["digests"])) == 1  # the same bits on every rank
 
 
-@pytest.mark.parametrize("name", IN_HALF)
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "one process"])
-def test_every_way_is_as_near_to_one_process_as_bf16_lets_it(folder: Path, way: str, name: str) -> None:
-    ours, one = found(folder, name, way), found(folder, name, "one process")
+@pytest.mark.parametrize(("name", "way"), IN_HALF)
+def test_every_way_is_as_near_to_one_process_as_bf16_lets_it(folder: Path, name: str, way: str) -> None:
+    ours, one = (found(folder, f"{name} in bf16", each) for each in (way, "one process"))
     apart = off_course(ours, one)
     print(f"{name}, {way}: {apart:.1e} of the way that the weights have gone")
     assert apart < 2**-8  # the spacing of bf16
 
 
-@pytest.mark.parametrize("name", FROZEN)
-@pytest.mark.parametrize("way", WAYS)
-def test_an_update_moves_the_models_that_it_trains_and_no_others(folder: Path, way: str, name: str) -> None:
+@pytest.mark.parametrize(("name", "way"), MOVING)
+def test_an_update_moves_the_models_that_it_trains_and_no_others(folder: Path, name: str, way: str) -> None:
     updates = json.loads((folder / f"{way} {name} frozen.json").read_text())
     assert len({tuple(update["trains"]) for update in updates}) == 2  # phases
     for update in updates:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 EXAMPLES, BATCH, MICRO, SEED = 52, 15, 3, 7
-STEPS = 200 if os.environ.get("DTRAIN_TEST_LONG") else 50
+IS_LONG = bool(os.environ.get("DTRAIN_TEST_LONG"))
+STEPS = 200 if IS_LONG else 50
 LATENT, CLASSES, VOCABULARY = 5, 4, 7
 
 Table = dict[str, Any]

@@ -32,6 +32,9 @@ ALL = {**CASES, **HALVES, **methods.CASES}
 
 def main(folder: Path, label: str, scale: str, names: list[str]) -> None:
     for name in names:
+        if name.endswith(" frozen"):
+            follow(folder, label, scale, name)
+            continue
         with ready(recipe_of(name), folder, label, scale) as run:
             kept = {f"first:{key}": value for key, value in state(run.engine).items()}
             kept |= {f"curve:{term}": values for term, values in curves(run).items()}
@@ -41,11 +44,14 @@ def main(folder: Path, label: str, scale: str, names: list[str]) -> None:
             if run.engine.rank == 0:
                 np.savez(folder / f"{label} {name}.npz", **kept)
                 (folder / f"{label} {name}.json").write_text(json.dumps(ends))
-    for name, recipe in FROZEN.items():
-        with ready(recipe, folder, label, scale) as run:
-            seen = list(watch_updates(run))
-            if run.engine.rank == 0:
-                (folder / f"{label} {name} frozen.json").write_text(json.dumps(seen))
+
+
+def follow(folder: Path, label: str, scale: str, name: str) -> None:
+    """Note what each update moves, of a case that is watched update by update."""
+    with ready(FROZEN[name.removesuffix(" frozen")], folder, label, scale) as run:
+        seen = list(watch_updates(run))
+        if run.engine.rank == 0:
+            (folder / f"{label} {name}.json").write_text(json.dumps(seen))
 
 
 def recipe_of(name: str) -> dict[str, Any]:

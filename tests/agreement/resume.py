@@ -5,13 +5,12 @@ python -m agreement.resume FOLDER LABEL SCALE continue PRECISION... (of every ru
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from agreement.cases import ADAM, ADAMW, gan
+from agreement.cases import ADAM, ADAMW, IS_LONG, gan
 from agreement.ranks import digest, state
 
 import dtrain
@@ -21,9 +20,7 @@ from dtrain.events import Stepped
 from dtrain.recipe.load import from_table
 from dtrain.scale.asked import read_scale
 
-HALF, REST = (
-    (100, 50) if os.environ.get("DTRAIN_TEST_LONG") else (12, 10)
-)  # steps before it is saved, and after
+HALF, REST = (100, 50) if IS_LONG else (12, 10)  # steps before it is saved, and after
 
 
 class Noting:
