@@ -3,6 +3,7 @@
 `aot_eager` traces and derives as every backend does, and computes what torch would: with it no bit differs.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,7 @@ def test_blocks_alike_are_compiled_once(
     assert counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.skipif("DTRAIN_TEST_LONG" not in os.environ, reason="compiles for a minute")
 def test_inductor_differs_by_rounding_alone(classifier: Path) -> None:
     said = ("every.save=0", "every.evaluate=0", 'train.precision="fp64"')
     compiled = trained(classifier, Scale(compile=Compile(what="losses")), *said)
