@@ -254,6 +254,12 @@ def test_the_loss_scale_moves_as_torch_moves_its_own() -> None:
     assert ours.good == scaler._get_growth_tracker()
 
 
+def test_a_loss_scale_of_torchs_own_is_taken_up_from_older_checkpoints() -> None:
+    ours = LossScale()
+    ours.restore({**torch.amp.GradScaler("cpu", init_scale=128.0).state_dict(), "_growth_tracker": 7})
+    assert ours == LossScale(scale=128.0, good=7)
+
+
 def test_fp16_trains_as_torchs_scaler_does_updates_that_overflow_left_out(
     tmp_path: Path, on_cpu: None
 ) -> None:

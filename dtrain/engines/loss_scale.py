@@ -31,5 +31,6 @@ class LossScale:
         return {"scale": self.scale, "good": self.good}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up a state."""
-        self.scale, self.good = float(state["scale"]), int(state["good"])
+        """Take up a state, or that of torch's own, which older checkpoints hold."""
+        good = state["good"] if "good" in state else state["_growth_tracker"]
+        self.scale, self.good = float(state["scale"]), int(good)
