@@ -254,6 +254,15 @@ def test_the_loss_scale_moves_as_torch_moves_its_own() -> None:
     assert ours.good == scaler._get_growth_tracker()
 
 
+def test_a_loss_scale_that_never_helps_is_hopeless_and_one_that_may_is_not() -> None:
+    scale = LossScale()
+    for _ in range(30):  # from 2**16 to 2**-14
+        scale.updated(is_finite=False)
+    assert not scale.is_hopeless
+    scale.updated(is_finite=False)
+    assert scale.is_hopeless
+
+
 def test_a_loss_scale_of_torchs_own_is_taken_up_from_older_checkpoints() -> None:
     ours = LossScale()
     ours.restore({**torch.amp.GradScaler("cpu", init_scale=128.0).state_dict(), "_growth_tracker": 7})

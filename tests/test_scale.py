@@ -52,6 +52,11 @@ def test_the_launcher_chooses_the_engine(environment: dict[str, str], engine: ob
     [
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "fsdp_version: 2 would do"),
+        ({**OF_FSDP, "FSDP_RESHARD_AFTER_FORWARD": "hybrid_shard"}, "true or false would do"),
+        (
+            {**OF_FSDP, "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"},
+            "engine.blocks in a file of --scale",
+        ),
         ({**OF_ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "stage 0; 1, 2 or 3 would do"),
         ({**OF_ZERO, "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "nvme"}, "cpu, or none"),
         ({**OF_ZERO, "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, "ds.json, which dtrain does not read"),

@@ -10,6 +10,7 @@ from torch import Tensor
 from dtrain.backends.torch_backend import build_model, embeddings, first_weights, outlined
 from dtrain.backends.torch_optimizers import build_optimizer
 from dtrain.engines.activations import keep_less
+from dtrain.engines.blocks import check_patterns
 from dtrain.engines.compiling import Compiling
 from dtrain.engines.held import Held, Hold
 from dtrain.engines.precision import compute_in_full, in_full
@@ -41,6 +42,8 @@ def hold_models(
         name: (outlined if name in outlines else build_model)(name, spec, seed=site.seed, trust=site.trust)
         for name, spec in models.items()
     }
+    if isinstance(site.scale.engine, FSDP):
+        check_patterns(site.scale.engine.blocks, modules, "engine.blocks")
     compiling = Compiling(site.scale.compile, modules, site.device)
     keep_less(modules, site.scale.activation_checkpointing)  # around what is compiled
     every: dict[str, Held] = {}

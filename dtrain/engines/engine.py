@@ -234,9 +234,9 @@ class TorchEngine:
         self.averages.settled(name)
 
     def fault(self, *, weights: bool = False) -> Fault | None:
+        self.averages.show(())  # all ranks do, whatever each of them finds
         found = self.watch.look()
         if found is None and weights:
-            self.averages.show(())
             found = weights_fault(self.latest, {name: self.held[name].weights() for name in self.trained})
         return first_of(self.gather(as_json(found)))
 
@@ -426,6 +426,8 @@ class TorchEngine:
                 rescale([gradient for _, gradient in named], 1 / scale.scale)
             moves = not self._is_bad(Shown(update.number, {}, summed(gradients)))
             scale.updated(is_finite=moves)
+            if scale.is_hopeless:
+                self.watch.note(update.number, {}, gradients)
         for name, named in gradients.items():
             own = [gradient for _, gradient in named]
             highest, longest = self.clips[name]

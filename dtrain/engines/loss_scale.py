@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 GROWTH, BACKOFF, PERIOD = 2.0, 0.5, 2000
+LEAST = 2.0**-14
 
 
 @dataclass
@@ -25,6 +26,11 @@ class LossScale:
             self.scale, self.good = self.scale * GROWTH, 0
         else:
             self.good += 1
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether gradients are not finite by themselves: even so small a factor did not help."""
+        return self.scale < LEAST
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""

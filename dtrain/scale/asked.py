@@ -124,8 +124,19 @@ def engine_asked(environment: Mapping[str, str]) -> Parallel | None:
     if _is_true(environment, "ACCELERATE_USE_FSDP"):
         if environment.get("FSDP_VERSION") != "2":
             raise LaunchError("the launcher asks for the first version of FSDP; fsdp_version: 2 would do")
+        for variable, instead in _NOT_READ.items():
+            if environment.get(variable, "false").lower() not in ("", "false", "no_wrap"):
+                raise LaunchError(
+                    f"the launcher asks for {variable.lower()}: {environment[variable]}, which dtrain does "
+                    f"not read; leave it out there, {instead}"
+                )
+        reshard = environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower()
+        if reshard not in ("true", "false"):
+            raise LaunchError(
+                f"the launcher asks for fsdp_reshard_after_forward: {reshard}; true or false would do"
+            )
         return FSDP(
-            reshard=environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() in ("true", "full_shard"),
+            reshard=reshard == "true",
             offload=_is_true(environment, "FSDP_OFFLOAD_PARAMS"),
         )
     if _is_true(environment, "ACCELERATE_USE_DEEPSPEED"):
@@ -150,6 +161,11 @@ def engine_asked(environment: Mapping[str, str]) -> Parallel | None:
     return None
 
 
+_NOT_READ = {  # of FSDP, and what to do instead
+    "FSDP_AUTO_WRAP_POLICY": "and say engine.blocks in a file of --scale, or leave dtrain to find them",
+    "FSDP_FORWARD_PREFETCH": "and say engine.prefetch in a file of --scale",
+    "FSDP_IGNORED_MODULES": "as all of a model is kept in parts",
+}
 _OTHERS = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "Accelerate's parallelism_config",
