@@ -179,7 +179,8 @@ class Reference:
         self.dtype = {"fp64": torch.float64, "fp32": torch.float32}[recipe["train"]["precision"]]
         self.system = recipe["system"]
         self.data = {name: torch.from_numpy(values) for name, values in data.items()}
-        self.data["image"] = self.data["image"].to(self.dtype)
+        for name in ("image", "other"):
+            self.data[name] = self.data[name].to(self.dtype)
         self.models = {name: model.to(self.dtype) for name, model in models.items()}
         for name, model in self.models.items():
             prefix = f"models/{name}/"
