@@ -92,7 +92,7 @@ def needed(tests: list[pytest.Item]) -> list[str]:
 def start(folder: Path, size: int, wanted: list[str]) -> list[subprocess.Popen[str]]:
     """Start the wanted cases of `size` processes."""
     names = [name for name, of_size in RUNS if of_size == size and name in wanted]
-    watched = [f"{name} frozen" for name in FROZEN if name in wanted]
+    watched = [f"watched {name}" for name in FROZEN if name in wanted]
     return start_ranks(size, "agreement.ranks", str(folder), str(size), "-", *names, *watched)
 
 
@@ -182,7 +182,7 @@ def test_every_rank_ends_with_the_same_bits(folder: Path, name: str, size: int) 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", FROZEN)
 def test_an_update_moves_the_models_that_it_trains_and_no_others(folder: Path, name: str, size: int) -> None:
-    updates = json.loads((folder / f"{size} {name} frozen.json").read_text())
+    updates = json.loads((folder / f"{size} watched {name}.json").read_text())
     assert len({tuple(update["trains"]) for update in updates}) == 2  # phases
     for update in updates:
         assert update["moved"] == sorted(update["trains"])

@@ -103,7 +103,7 @@ def wanted(tests: list[pytest.Item]) -> dict[str, list[str]]:
 def case_of(test: object, *, name: str, way: str, precision: str = "") -> str:
     """What a test is about, as `agreement.ranks` calls it."""
     if test is test_an_update_moves_the_models_that_it_trains_and_no_others:
-        return f"{name} frozen"
+        return f"watched {name} in fp32"
     return f"{name} in {precision or 'bf16'}"
 
 
@@ -163,7 +163,7 @@ def test_every_way_is_as_near_to_one_process_as_bf16_lets_it(folder: Path, name:
 
 @pytest.mark.parametrize(("name", "way"), MOVING)
 def test_an_update_moves_the_models_that_it_trains_and_no_others(folder: Path, name: str, way: str) -> None:
-    updates = json.loads((folder / f"{way} {name} frozen.json").read_text())
+    updates = json.loads((folder / f"{way} watched {name} in fp32.json").read_text())
     assert len({tuple(update["trains"]) for update in updates}) == 2  # phases
     for update in updates:
         assert update["moved"] == sorted(update["trains"])

@@ -75,7 +75,7 @@ def test_a_classifier_is_said(dtrain_here: Here, classifier: Path) -> None:
 @pytest.mark.parametrize("name", FROZEN)
 def test_what_is_said_to_be_trained_is_what_moves(tmp_path: Path, on_cpu: None, name: str) -> None:
     flows = of_case(FROZEN[name], tmp_path)
-    with ready(dict(FROZEN[name]), tmp_path, 1) as run:
+    with ready(dict(FROZEN[name]), tmp_path, "1", "-") as run:
         updates = {tuple(update["trains"]): update["moved"] for update in watch_updates(run, 2)}
         assert set(updates) == {flow.trained for flow in flows}
         for flow in flows:
@@ -86,7 +86,7 @@ def test_what_is_said_to_be_trained_is_what_moves(tmp_path: Path, on_cpu: None, 
 def test_every_parameter_that_a_gradient_reaches_is_counted(tmp_path: Path, on_cpu: None) -> None:
     table = CASES["gan, wasserstein"].recipe
     critic, generator = of_case(table, tmp_path)
-    with ready(dict(table), tmp_path, 1) as run:
+    with ready(dict(table), tmp_path, "1", "-") as run:
         counts = {name: len(list(module.parameters())) for name, module in run.engine.bare.items()}
     assert critic.reach[critic.loss.number].parameters == {"discriminator": counts["discriminator"]}
     assert generator.reach[generator.loss.number].parameters == {"generator": counts["generator"]}

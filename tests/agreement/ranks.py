@@ -27,12 +27,13 @@ from dtrain.scale.asked import read_scale
 UNSTEADY = ("lr", "examples_per_second")  # in the events, but neither a loss nor a gradient norm
 
 
+WATCHED = "watched "  # before the name of a case that is watched update by update
 ALL = {**CASES, **HALVES, **methods.CASES}
 
 
 def main(folder: Path, label: str, scale: str, names: list[str]) -> None:
     for name in names:
-        if name.endswith(" frozen"):
+        if name.startswith(WATCHED):
             follow(folder, label, scale, name)
             continue
         with ready(recipe_of(name), folder, label, scale) as run:
@@ -48,7 +49,8 @@ def main(folder: Path, label: str, scale: str, names: list[str]) -> None:
 
 def follow(folder: Path, label: str, scale: str, name: str) -> None:
     """Note what each update moves, of a case that is watched update by update."""
-    with ready(FROZEN[name.removesuffix(" frozen")], folder, label, scale) as run:
+    case, _, precision = name.removeprefix(WATCHED).partition(" in ")
+    with ready(in_precision(FROZEN[case], precision), folder, label, scale) as run:
         seen = list(watch_updates(run))
         if run.engine.rank == 0:
             (folder / f"{label} {name}.json").write_text(json.dumps(seen))
@@ -57,7 +59,11 @@ def follow(folder: Path, label: str, scale: str, name: str) -> None:
 def recipe_of(name: str) -> dict[str, Any]:
     """The recipe of a case, in the precision that its name asks for."""
     case, _, precision = name.partition(" in ")
-    recipe = ALL[case].recipe
+    return in_precision(ALL[case].recipe, precision)
+
+
+def in_precision(recipe: dict[str, Any], precision: str) -> dict[str, Any]:
+    """The recipe in another precision than its own; "" is its own."""
     return {**recipe, "train": {**recipe["train"], "precision": precision}} if precision else recipe
 
 
