@@ -144,8 +144,13 @@ def imported(cls: type) -> st.SearchStrategy[Any]:
 
     @st.composite
     def draw_imported(draw: st.DrawFn) -> Any:
-        keys = {name: draw(of(target)) for name, (target, _) in own.items() if name not in UNDRAWN}
-        return cls(path=draw(PATHS), arguments=freeze(draw(arguments)), **keys)
+        for _ in range(5):
+            keys = {name: draw(of(target)) for name, (target, _) in own.items() if name not in UNDRAWN}
+            try:
+                return cls(path=draw(PATHS), arguments=freeze(draw(arguments)), **keys)
+            except ValueError:  # keys that do not agree, as those of a table
+                continue
+        reject()
 
     return draw_imported()
 
@@ -239,7 +244,11 @@ def recipes(draw: st.DrawFn) -> Recipe:
     micro = draw(st.integers(1, 8))
     train = draw(table(Train).filter(lambda train: train.steps is None or train.steps > 0))
     steps = draw(st.integers(10, 99)) if train.steps else None
-    batches = {"batch_size": micro * draw(st.integers(1, 4)), "micro_batch_size": micro, "steps": steps}
+    count = draw(st.integers(1, 4))
+    lanes = None if train.lanes is None else min(train.lanes, count)
+    batches = {"batch_size": micro * count, "micro_batch_size": micro, "steps": steps, "lanes": lanes}
+    if train.precision not in ("bf16", "fp16"):  # nothing is in half, of which a model could be left out
+        models = {name: dataclasses.replace(each, precision=None) for name, each in models.items()}
     every = draw(table(Every))
     evaluate = draw(table(Evaluate)) if getattr(system, "kind", "") == "classifier" else Evaluate()
     names = [*METRICS.get(getattr(system, "kind", ""), ("any",)), *evaluate.metrics]
