@@ -55,8 +55,8 @@ GROWS = 100  # times as much may a bias that is nearly 0 differ after 200 steps 
 SHORT = {  # what is run in each way: in fp64, and in fp32; in the long form everything
     "one process": ((), ()),
     "ddp, 2": ((), ()),  # as test_agreement.py has it
-    "ddp, 4": (SYSTEMS, ()),
-    "fsdp, 2": (SYSTEMS + MORE, FEW),
+    "ddp, 4": (FEW, ()),
+    "fsdp, 2": (SYSTEMS + MORE, ()),
     "fsdp, whole, 2": (FEW, ()),
     "fsdp, blocks, 2": (FEW, ()),
     "zero 1, 2": ((), FEW),
