@@ -12,6 +12,7 @@ from typing import Any
 from hypothesis import reject
 from hypothesis import strategies as st
 
+from dtrain.recipe.check import MOST_WEIGHTS
 from dtrain.recipe.groups import fitted
 from dtrain.recipe.values import Checkpoint, Evaluate, Every, Recipe, Track, Train
 from dtrain.spec.averages import AnyAverage
@@ -214,7 +215,10 @@ def model(
     shape = draw(shapes)
     before = (Linear(out=draw(st.integers(1, 9))),) if begins else ()
     layers = draw(layers_from(shape_after(before, shape)))
-    return ModelSpec(input=shape, layers=(*before, *layers, *((Linear(out=ends),) if ends else ())))
+    made = ModelSpec(input=shape, layers=(*before, *layers, *((Linear(out=ends),) if ends else ())))
+    if made.parameter_count() > MOST_WEIGHTS:
+        reject()
+    return made
 
 
 @st.composite
