@@ -71,7 +71,14 @@ RUNS = [
     if how.has_fp64 or precision != "fp64"
 ]
 IN_HALF = [("gan, hinge", way) for way in WAYS if way != "one process"]
-MOVING = [(name, way) for way, how in WAYS.items() if how.scale for name in FROZEN]
+# Under ZeRO 3 weights that an imported model computes from others (spectral norms) are not tried yet.
+MOVING = [
+    (name, way)
+    for way, how in WAYS.items()
+    if how.scale
+    for name in FROZEN
+    if not (way.startswith("zero 3") and "spectral" in name)
+]
 
 
 @pytest.fixture(scope="module")
