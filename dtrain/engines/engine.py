@@ -361,9 +361,9 @@ class TorchEngine:
     def _autocast(self) -> AbstractContextManager[Any]:
         if not self.half:
             return nullcontext()
-        # It would keep copies in half of weights that were whole for a moment, until the region ends.
-        is_split = any(held.is_split for held in self.held.values())
-        return torch.autocast(self.device.type, self.half, cache_enabled=not is_split)
+        # Its cache would add up in half the gradients of a weight that a loss uses twice, as a discriminator's,
+        # and keep copies of weights that FSDP and ZeRO had whole for a moment.
+        return torch.autocast(self.device.type, self.half, cache_enabled=False)
 
     def _scale(self, label: str) -> LossScale | None:
         return self.scales.setdefault(label, LossScale()) if self.needs_scale else None
