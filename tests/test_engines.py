@@ -61,7 +61,7 @@ SHORT = {  # what is run in each way: in fp64, and in fp32; in the long form eve
     "fsdp, blocks, 2": (FEW, ()),
     "zero 1, 2": ((), FEW),
     "zero 2, 2": ((), FEW),
-    "zero 3, 2": ((), SYSTEMS),
+    "zero 3, 2": ((), (*SYSTEMS, "classifier, imported spectral norm")),
 }
 RUNS = [
     (way, name, precision)
@@ -71,14 +71,7 @@ RUNS = [
     if how.has_fp64 or precision != "fp64"
 ]
 IN_HALF = [("gan, hinge", way) for way in WAYS if way != "one process"]
-# Under ZeRO 3 weights that an imported model computes from others (spectral norms) are not tried yet.
-MOVING = [
-    (name, way)
-    for way, how in WAYS.items()
-    if how.scale
-    for name in FROZEN
-    if not (way.startswith("zero 3") and "spectral" in name)
-]
+MOVING = [(name, way) for way, how in WAYS.items() if how.scale for name in FROZEN]
 
 
 @pytest.fixture(scope="module")
