@@ -54,7 +54,7 @@ class Sharded:
         self.mesh = mesh
         self.mean_over = mesh.size()
         self.options = options
-        self.parameters: dict[str, DTensor] = dict(module.named_parameters())  # type: ignore[arg-type]
+        self.parameters: dict[str, DTensor] = dict(module.named_parameters())  # type: ignore[arg-type]  # fully_shard has cut them
         self.trained = [self.parameters[name] for name in trained] if build is not None else []
         self.parts = {name: local(parameter).detach() for name, parameter in self.parameters.items()}
         own = {name: self.parts[name] for name in trained}

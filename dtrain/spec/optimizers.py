@@ -67,7 +67,7 @@ def groups_of(cls: type) -> Any:
         f"{cls.__name__}Group", fields, bases=(Group,), frozen=True, kw_only=True
     )
     made.__doc__ = Group.__doc__
-    made.made_of = sources  # type: ignore[attr-defined]
+    made.made_of = sources  # type: ignore[attr-defined]  # a class that is made here
     return tuple[made, ...]  # type: ignore[valid-type]
 
 

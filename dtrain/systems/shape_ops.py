@@ -153,7 +153,7 @@ class ShapeOps:
         chosen = together(x, y) if isinstance(x, Shaped) or isinstance(y, Shaped) else None
         if chosen is None:
             sort = "fractions" if "fractions" in (sort_of(x), sort_of(y)) else "whole numbers"
-            return Shaped(condition.shape, sort)  # type: ignore[arg-type]
+            return Shaped(condition.shape, sort)  # type: ignore[arg-type]  # one of the sorts
         return together(condition, chosen, chosen.sort)
 
     def sum(self, x: Shaped, axis: Axes = None) -> Shaped:

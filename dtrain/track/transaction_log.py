@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil  # type: ignore[import-untyped]  # it has no types
 
 _BLOCK = 32 * 1024
 _HEADER = b":W&B" + struct.pack("<HB", 0xBEE1, 0)
@@ -48,7 +48,7 @@ def read_standing(logs: Sequence[Path]) -> Standing:
     standing: Standing = {}
     for log in logs:
         for data, _ in read_records(log):
-            record = wandb_internal_pb2.Record.FromString(data)  # type: ignore[attr-defined]
+            record = wandb_internal_pb2.Record.FromString(data)  # type: ignore[attr-defined]  # made at import
             if not record.HasField("history"):
                 continue
             # A picture is many items, under nested keys that begin with its name.
@@ -71,7 +71,7 @@ def mend(logs: Sequence[Path]) -> list[Path]:
         whole, names_its_run = 0, False
         for data, whole in read_records(log):  # noqa: B007, the last one counts
             if not names_its_run:
-                record = wandb_internal_pb2.Record.FromString(data)  # type: ignore[attr-defined]
+                record = wandb_internal_pb2.Record.FromString(data)  # type: ignore[attr-defined]  # made at import
                 names_its_run = record.HasField("run")
         if not names_its_run:
             log.rename(log.with_suffix(".torn"))

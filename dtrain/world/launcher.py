@@ -55,7 +55,7 @@ def find_request(environment: Mapping[str, str]) -> Request | None:
 
     Raises LaunchError where it has ended already.
     """
-    import psutil  # type: ignore[import-untyped]
+    import psutil  # type: ignore[import-untyped]  # it has no types
 
     command = psutil.Process().cmdline()
     for ancestor in psutil.Process().parents():
