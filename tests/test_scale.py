@@ -160,6 +160,38 @@ def test_options_that_do_not_go_together_are_told_at_their_line(
         read_scale({}, file(tmp_path, text))
 
 
+HALF_WEIGHTS = '[engine]\nkind = "fsdp"\nhalf_parameters = true'
+
+
+@pytest.mark.parametrize("loss", ['loss = "wasserstein"', "r1 = 1.0"])
+def test_check_refuses_slopes_of_slopes_where_an_engine_has_none(
+    dtrain_here: Callable[..., Any], gan: Path, tmp_path: Path, loss: str
+) -> None:
+    asked = ["check", gan, "--scale", file(tmp_path, HALF_WEIGHTS), 'train.precision="bf16"']
+    assert dtrain_here(*asked).code == 0
+    said = dtrain_here(*asked, f"system.{loss}")
+    assert said.code == 2
+    assert re.search(r"scale.toml:3:1: engine.half_parameters: FSDP has no slope of a slope", said.errors)
+
+
+PENALTY = "gradient_penalty(discriminator, image)"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [f'system.phases[0].losses.steep="{PENALTY}"'],
+        [f'system.values.steep="{PENALTY}"', 'system.phases[0].losses.steep="2 * steep"'],
+        [f'models.discriminator.losses.steep="{PENALTY}"'],
+    ],
+)
+def test_slopes_in_the_losses_of_a_composed_system_are_known(given: list[str]) -> None:
+    recipe = ROOT / "recipes/composed/gan.toml"
+    assert dtrain.load(recipe, given).system.has_slopes
+    logged = [f'system.phases[0].logs.steep="{PENALTY}"']  # no gradient goes through what is logged
+    assert not dtrain.load(recipe, logged).system.has_slopes
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

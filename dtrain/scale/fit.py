@@ -28,6 +28,9 @@ def unfit(scale: Scale, recipe: "Recipe") -> Iterator[RecipeError]:
     if is_half and recipe.train.precision != "bf16":
         said = f'is for train.precision = "bf16", and the recipe says "{recipe.train.precision}"'
         yield RecipeError("engine.half_parameters", said)
+    elif is_half and recipe.system.has_slopes:
+        said = "FSDP has no slope of a slope (a gradient penalty, R1) through weights in bf16"
+        yield RecipeError("engine.half_parameters", f"{said}; without it this would do", is_key=True)
 
 
 def misfits(recipe: "Recipe", engine: Parallel) -> Iterator[RecipeError]:

@@ -88,6 +88,11 @@ class System(Table):
         """The models that each phase updates."""
         return [phase.updates for phase in self.phases()]
 
+    @property
+    def has_slopes(self) -> bool:
+        """Whether a loss has slopes of models in it, as a gradient penalty has, so far as can be told."""
+        return False
+
     def needs(self) -> Sequence[str]:
         """The models that it trains, or feeds with data."""
         trained = [name for names in self.trains() for name in names]

@@ -105,6 +105,17 @@ class Composed(System):
     def trains(self) -> Sequence[tuple[str, ...]]:
         return [phase.updates for phase in self.phases_]
 
+    @property
+    def has_slopes(self) -> bool:
+        return any(self._is_sloped(number, phase) for number, phase in enumerate(self.phases_))
+
+    def _is_sloped(self, number: int, phase: PhaseTable) -> bool:
+        """Whether a loss of a phase has slopes in it, or a value that it is computed from."""
+        at = f"system.phases[{number}]"
+        body = self._body(self.models, None, _keyed_dict(phase.values, f"{at}.values"), phase.prepare)
+        codes = [body.add(each.term.of, each.key).code for each in self._terms(phase, at)]
+        return any("ops.gradient" in code for code in (*body.lines, *codes))
+
     def needs(self) -> Sequence[str]:
         return ()  # `check` says where a name stands that no model has
 

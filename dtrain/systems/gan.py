@@ -34,6 +34,10 @@ class GAN(System):
             Phase(("generator",), self.generator_loss),
         )
 
+    @property
+    def has_slopes(self) -> bool:
+        return bool(self.r1 or (self.loss == "wasserstein" and self.gradient_penalty))
+
     def reads(self) -> Mapping[str, str | None]:
         return {self.input: "discriminator"}
 
