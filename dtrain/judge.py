@@ -9,11 +9,12 @@ from dtrain.backends.torch_weights import tensors_of
 from dtrain.checkpoint.read import open_checkpoint
 from dtrain.data.opening import open_examples
 from dtrain.engines.base import Engine
+from dtrain.engines.together import agreed
 from dtrain.errors import CheckpointError
 from dtrain.evaluation import Evaluator
 from dtrain.recipe.fit import check_fields
 from dtrain.recipe.values import Recipe
-from dtrain.run import agreed, evaluator, open_engine
+from dtrain.run import evaluator, open_engine
 from dtrain.scale.fit import unfit
 from dtrain.scale.tables import Scale
 from dtrain.spec.table import empty

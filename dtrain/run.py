@@ -1,13 +1,10 @@
 """A run made ready: models, optimizers, data, engine, and the place where it is kept."""
 
 import os
-import platform
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from importlib.metadata import version
 from multiprocessing import current_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +13,15 @@ import tomli
 
 from dtrain.backends.torch_schedules import Schedules
 from dtrain.checkpoint.folders import Place, choose
+from dtrain.checkpoint.provenance import provenance
 from dtrain.checkpoint.read import Checkpoint, all_tensors, checkpoints_in, open_checkpoint
 from dtrain.data.loader import Loader
 from dtrain.data.opening import open_examples
 from dtrain.data.order import Order, Sweep
 from dtrain.data.source import Examples
 from dtrain.engines.base import Engine
-from dtrain.errors import CheckpointError, DataError, DtrainError, LaunchError, RecipeError
+from dtrain.engines.together import agreed
+from dtrain.errors import CheckpointError, DataError, DtrainError, RecipeError
 from dtrain.evaluation import Best, Evaluator, open_metrics
 from dtrain.format.files import folder_name
 from dtrain.recipe.fit import check_fields, check_schedules, check_shares
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
     from dtrain.world.lookout import Lookout
 
 TIMEOUT = timedelta(minutes=30)  # of a collective: the last resort
-OF_OTHER_RANKS = {kind.__name__: kind for kind in (CheckpointError, DataError, LaunchError)}
 
 
 @dataclass
@@ -168,15 +166,15 @@ def setup(
             schedules=agreed(engine, lambda: Schedules(recipe.optimizers, pace, trust=trust)),
             place=Place(Path(), None),
             pace=pace,
-            environment=_environment(engine, scale),
+            environment=provenance(engine, scale),
             best=Best(recipe.checkpoint.best, best_mode(recipe), recipe.train.patience),
             lookout=lookout,
             data=data,
         )
         run.place = stack.enter_context(_choose(run, Path(runs), fresh, once, resume))
-        if run.place.checkpoint is not None:
+        if (checkpoint := run.place.checkpoint) is not None:
             run.position.long("restoring the checkpoint")
-            agreed(engine, lambda: _restore(run, run.place.checkpoint))
+            agreed(engine, lambda: _restore(run, checkpoint))
         run.resources = stack.pop_all()
     return run
 
@@ -188,22 +186,6 @@ def watch(run: Run) -> Iterator[Any]:
     info = RunInfo(run.folder, run.place.id, run.recipe.name, track.project, encode(run.recipe))
     with open_trackers(track.kinds if run.engine.rank == 0 else (), info, run.step) as observe:
         yield observe
-
-
-def agreed(engine: Engine, action: Any) -> Any:
-    """Do something on every rank; if it fails on any, raise on all: its own error, or the first rank's."""
-    result, problem = None, None
-    try:
-        result = action()
-    except Exception as error:  # whatever it is, the other ranks wait to hear of it
-        problem = error
-    said = engine.gather(None if problem is None else [type(problem).__name__, str(problem)])
-    if problem is not None:
-        raise problem
-    for rank, (kind, text) in ((rank, each) for rank, each in enumerate(said) if each is not None):
-        text = f"rank {rank}: {text}"
-        raise RecipeError("", text) if kind == "RecipeError" else OF_OTHER_RANKS.get(kind, DtrainError)(text)
-    return result
 
 
 @contextmanager
@@ -335,35 +317,3 @@ def _check_optimizers(recipe: Recipe, saved: Mapping[str, Any]) -> None:
             raise CheckpointError(
                 f"optimizers.{name} was {kind} when it was saved and is {table['kind']} now"
             )
-
-
-def _environment(engine: Engine, scale: Scale) -> dict[str, Any]:
-    import torch
-
-    packages = ("dtrain", "torch", "numpy", "accelerate", "safetensors")
-    return {
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or "cpu",
-        "engine": encode(scale.engine),
-        "world": engine.world,
-        "threads": torch.get_num_threads(),
-        "git": _git_commit(),
-    }
-
-
-def _git_commit() -> str | None:
-    """The commit of the working folder, and whether it was changed since; None outside a repository."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return described.stdout.strip() or None

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from dtrain.data.source import Examples, Spelling
+from dtrain.engines.together import agreed
 from dtrain.errors import DtrainError
 from dtrain.events import Sampled
 from dtrain.pictures import save_grid
-from dtrain.run import Run, agreed
+from dtrain.run import Run
 
 RULE = "\n\n" + 40 * "-" + "\n\n"  # between one text and the next
 
