@@ -172,14 +172,17 @@ def test_inductor_differs_by_rounding_alone(classifier: Path) -> None:
     assert_alike(compiled, trained(classifier, Scale(), *said), 1e-7)
 
 
-@pytest.mark.parametrize("what", ["losses", "blocks"])
-def test_two_ranks_compile(transformer: Path, what: str) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "what"), [("transformer", "losses"), ("transformer", "blocks"), ("gan", "losses")]
+)
+def test_two_ranks_compile(request: pytest.FixtureRequest, recipe: str, what: str) -> None:
     found = []
+    given: Path = request.getfixturevalue(recipe)
     for scale in ("", f'[compile]\nwhat = "{what}"\nbackend = "aot_eager"\n'):
-        path = transformer.parent / f"scale-{bool(scale)}.toml"
+        path = given.parent / f"scale-{bool(scale)}.toml"
         path.write_text(scale)
-        runs = transformer.parent / f"runs-{bool(scale)}"
-        ranks = start_two("run", transformer, "--scale", path, "--runs", runs, log=runs.with_suffix(".log"))
+        runs = given.parent / f"runs-{bool(scale)}"
+        ranks = start_two("run", given, "--scale", path, "--runs", runs, log=runs.with_suffix(".log"))
         assert [rank.end(300) for rank in ranks] == [0, 0], ranks[0].said + ranks[1].said
         found.append(last_tensors(only_run(runs)))
     assert found[0] == found[1]

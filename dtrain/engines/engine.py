@@ -54,7 +54,9 @@ class TorchEngine:
         trust: Trust = EVERYTHING,
     ):
         self.accelerator = accelerator
-        self.device = accelerator.device
+        # Of several processes Accelerate says cpu:0, which to torch.compile is another device than the cpu.
+        is_cpu = accelerator.device.type == "cpu"
+        self.device = torch.device("cpu") if is_cpu else accelerator.device
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         check_precision(precision, self.device)
         set_products(precision)
