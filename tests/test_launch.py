@@ -216,6 +216,14 @@ def test_a_run_is_refused_where_its_launcher_says_otherwise(tmp_path: Path) -> N
     assert not (tmp_path / "tiny-gan").exists()
 
 
+def test_a_mistake_is_said_before_the_launcher_ends_all(tmp_path: Path) -> None:
+    gan = str(written(tmp_path, "gan.toml", GAN))
+    for _ in range(3):
+        ended = wait([start([*ELASTIC, "-m", "dtrain", "run", gan, "train.stepz=10"], {})])
+        assert ended.code != 0
+        assert ended.errors.count("train.stepz: unknown key") == 1
+
+
 def test_a_rank_that_fails_takes_the_others_along() -> None:
     ended = wait(launch_ranks(ranks(2, TORCHELASTIC), "fail"))
     assert ended.code == 1
@@ -225,7 +233,7 @@ def test_a_rank_that_fails_takes_the_others_along() -> None:
 
 
 def test_two_processes_join_twice_and_leave_with_zero_every_time() -> None:
-    times = 40 if "DTRAIN_TEST_LONG" in os.environ else 6
+    times = 40 if "DTRAIN_TEST_LONG" in os.environ else 4
     failed = []
     for number in range(times):
         ended = wait(launch_ranks(ranks(2, (TORCHELASTIC, OPEN_MPI)[number % 2]), "twice"))

@@ -8,7 +8,7 @@ import click
 
 from dtrain.cli.check import check
 from dtrain.cli.diff import diff
-from dtrain.cli.ending import DEFECT, INTERRUPTED, MISTAKE, complain
+from dtrain.cli.ending import DEFECT, INTERRUPTED, complain, refuse
 from dtrain.cli.evaluate import evaluate
 from dtrain.cli.explain import explain
 from dtrain.cli.launch import launch
@@ -49,20 +49,16 @@ def carry_out(arguments: list[str]) -> int:
     try:
         return int(app(arguments or ["--help"], prog_name="dtrain", standalone_mode=False) or 0)
     except RecipeErrors as mistakes:
-        complain(as_text(mistakes, with_lines=sys.stderr.isatty()), name="")
-        return MISTAKE
+        return refuse(as_text(mistakes, with_lines=sys.stderr.isatty()), name="")
     except RecipeError as error:
-        complain(as_text(RecipeErrors([error], "dtrain"), with_lines=sys.stderr.isatty()), name="")
-        return MISTAKE
+        return refuse(as_text(RecipeErrors([error], "dtrain"), with_lines=sys.stderr.isatty()), name="")
     except RankError as error:  # it was told by the rank that failed
         return error.status
     except DtrainError as error:
-        complain(str(error), is_shared=error.is_shared)
-        return MISTAKE
+        return refuse(str(error), is_shared=error.is_shared)
     except click.UsageError as error:
         said = error.format_message()
-        complain(said if said.endswith("?") else f"{said.rstrip('.')}; dtrain --help says what there is")
-        return MISTAKE
+        return refuse(said if said.endswith("?") else f"{said.rstrip('.')}; dtrain --help says what there is")
     except (KeyboardInterrupt, click.Abort):
         complain("interrupted; the same command carries on from the newest checkpoint")
         return INTERRUPTED

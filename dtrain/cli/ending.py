@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 from dtrain.spec.words import visible
 
@@ -10,9 +11,29 @@ STOPPED = 75  # a signal asked for it, all is saved: EX_TEMPFAIL of sysexits.h, 
 LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 
 
+PATIENCE = 3.0  # seconds
+
+
+def refuse(message: str, *, name: str = "dtrain: ", is_shared: bool = True) -> int:
+    """Say a mistake, and give the exit status.
+
+    A launcher ends all processes with the first of them: one that says nothing leaves time to the one that
+    does.
+    """
+    complain(message, name=name, is_shared=is_shared)
+    if is_shared and not speaks():
+        time.sleep(PATIENCE)
+    return MISTAKE
+
+
 def complain(message: str, *, name: str = "dtrain: ", is_shared: bool = True) -> None:
-    """Say a mistake on stderr; one that all ranks share is said once on each machine."""
-    if next((os.environ[name] for name in LOCAL_RANKS if name in os.environ), "0") == "0":
+    """Say something on stderr; what all ranks share is said once on each machine."""
+    if speaks():
         print(f"{name}{visible(message)}", file=sys.stderr, flush=True)
     elif not is_shared:
         print(f"{name}rank {os.environ.get('RANK')}: {visible(message)}", file=sys.stderr, flush=True)
+
+
+def speaks() -> bool:
+    """Whether this process is the first of its machine."""
+    return next((os.environ[name] for name in LOCAL_RANKS if name in os.environ), "0") == "0"
