@@ -60,7 +60,7 @@ def carry_out(arguments: list[str]) -> int:
         said = error.format_message()
         return refuse(said if said.endswith("?") else f"{said.rstrip('.')}; dtrain --help says what there is")
     except (KeyboardInterrupt, click.Abort):
-        complain("interrupted; the same command carries on from the newest checkpoint")
+        complain("interrupted; the same command carries on from the newest checkpoint, if there is one")
         return INTERRUPTED
     except Exception:  # ours to mend; the other ranks wait until this one has ended
         traceback.print_exc()

@@ -164,7 +164,8 @@ def of_silent(members: Sequence[Member], found: Sequence[Member], states: str, s
     cause = (
         f"{names(found, members)} gave no sign of life for {seconds:.0f} s, last in {place(found[0])}; {why}"
     )
-    return Verdict([m.peer.rank for m in found], cause, "", DEFECT, table(members), is_alive=False)
+    others = table(members, found, seconds)
+    return Verdict([m.peer.rank for m in found], cause, "", DEFECT, others, is_alive=False)
 
 
 def of_hung(members: Sequence[Member], found: Sequence[Member]) -> Verdict:
@@ -196,10 +197,13 @@ def place(member: Member) -> str:
     return described(member.seen)
 
 
-def table(members: Sequence[Member]) -> list[str]:
-    """A line for each rank: where it was, and whether it waited or was gone."""
+def table(members: Sequence[Member], silent: Sequence[Member] = (), seconds: float = 0.0) -> list[str]:
+    """A line for each rank: where it was, and whether it waited, was gone, or silent for so long."""
     lines = []
     for m in members:
+        if m in silent:  # it may have gone on since
+            lines.append(f"rank {m.peer.rank}: {place(m)}, as it said {seconds:.0f} s ago")
+            continue
         what = " (waiting for others)" if m.shown is not None and m.shown.waits else ""
         if not m.is_there:
             what = " (then gone)"
