@@ -79,9 +79,9 @@ def meet(world: World, seconds: float, port: int) -> Meeting:
 def _ask(store: PrefixStore, world: World, own: Peer, until: float) -> str:
     """Ask rank 0 for the key space of this start."""
     number = secrets.token_hex(8)
-    asked = {"number": number, "size": world.size, "host": own.host}
-    store.set(f"asks/{world.rank}", json.dumps(asked))
+    asked = json.dumps({"number": number, "size": world.size, "host": own.host})
     for _ in pauses(until):
+        store.set(f"asks/{world.rank}", asked)  # again, as another that says it has this rank may ask at once
         if store.check([f"answers/{number}"]):
             return str(store.get(f"answers/{number}").decode())
     raise _own(
