@@ -4,4 +4,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=1                  # a rank has one thread; two were 50 times slower on a busy machine
 bash ci/check.sh
-python -m pytest "$@"
+if [ "$#" -gt 0 ]; then
+    python -m pytest "$@"
+else
+    python -m pytest -m "not alone" -n 2 --dist loadfile
+    python -m pytest -m alone             # several processes each
+fi

@@ -13,7 +13,7 @@ import tomli
 
 from dtrain.backends.torch_schedules import Schedules
 from dtrain.checkpoint.folders import Place, choose
-from dtrain.checkpoint.provenance import provenance
+from dtrain.checkpoint.provenance import processes, provenance
 from dtrain.checkpoint.read import Checkpoint, all_tensors, checkpoints_in, open_checkpoint
 from dtrain.data.loader import Loader
 from dtrain.data.opening import open_examples
@@ -183,7 +183,8 @@ def setup(
 def watch(run: Run) -> Iterator[Any]:
     """Open the recipe's trackers and yield the one observer that tells them all; rank 0 alone has any."""
     track = run.recipe.track
-    info = RunInfo(run.folder, run.place.id, run.recipe.name, track.project, encode(run.recipe))
+    where = processes(run.environment)
+    info = RunInfo(run.folder, run.place.id, run.recipe.name, track.project, encode(run.recipe), where)
     with open_trackers(track.kinds if run.engine.rank == 0 else (), info, run.step) as observe:
         yield observe
 

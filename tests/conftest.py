@@ -44,6 +44,12 @@ SERVER.set_forkserver_preload(
     ["dtrain.cli.app", "dtrain.loop", "dtrain.engines.engine", "torch._dynamo", "PIL.Image"]
 )
 
+
+def label(value: object) -> str:
+    """What a case of a table is called: the same in every process, as workers of pytest-xdist need it."""
+    return getattr(value, "__name__", str(value))[:60]
+
+
 GAN = """\
 name = "tiny-gan"
 seed = 3

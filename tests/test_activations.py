@@ -15,6 +15,8 @@ from dtrain.errors import LaunchError, RecipeError
 from dtrain.events import Stepped
 from dtrain.scale.tables import FSDP, Activations, Scale, matches
 
+pytestmark = pytest.mark.alone
+
 SHORT = ("train.steps=4", "every.save=4", "every.evaluate=0", "checkpoint.best=${unset}")
 ALL = Activations(layers=("*",))
 

@@ -22,6 +22,8 @@ from dtrain.spec.optimizers import Optimizer
 from dtrain.spec.table import KINDS
 from dtrain.systems.gan import GAN
 
+pytestmark = pytest.mark.alone
+
 TESTS = Path(__file__).parent
 SIZES = (1, 2, 4)  # processes
 ON_GPUS = int(os.environ.get("DTRAIN_TEST_GPUS", "0"))  # how many there are; ci/gpu.sh says so

@@ -18,7 +18,9 @@ from dtrain.errors import LaunchError
 from dtrain.events import Stepped
 from dtrain.scale.tables import DDP, FSDP, Activations, Compile, Parallel, Scale
 
-pytestmark = [  # torch's own, while it compiles
+pytestmark = [
+    pytest.mark.alone,
+    # torch's own, while it compiles
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
 ]

@@ -21,6 +21,8 @@ from test_agreement import (
     worst,
 )
 
+pytestmark = pytest.mark.alone
+
 __all__ = ["one_thread"]  # a fixture: the loops by hand have one thread, too
 
 

@@ -10,6 +10,8 @@ from agreement.resume import HALF, REST
 from test_agreement import start_ranks
 from test_engines import WAYS, finish
 
+pytestmark = pytest.mark.alone
+
 SEVEN = ("one process", "ddp, 2", "ddp, 4", "fsdp, 2", "zero 1, 2", "zero 2, 2", "zero 3, 2")
 CHOSEN = [way for way in SEVEN if way in WAYS]
 TOLERANCES = {"fp32": 1e-4} | ({"fp64": 1e-9, "fp16": 0.05} if IS_LONG else {})

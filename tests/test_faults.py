@@ -16,6 +16,8 @@ import pytest
 from conftest import Life, start
 from faulty import write
 
+pytestmark = pytest.mark.alone
+
 LONGEST = 60  # seconds from the fault to the end of all
 STARTING = 120  # seconds until the fault, on a busy machine
 SOON = 8  # seconds of patience

@@ -18,6 +18,8 @@ import dtrain
 from dtrain.checkpoint.read import checkpoints_in
 from dtrain.events import Saved
 
+pytestmark = pytest.mark.alone
+
 Here = Callable[..., Said]
 WORLDS = (1, 2, 4)
 LONG = "DTRAIN_TEST_LONG" in os.environ

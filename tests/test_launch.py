@@ -28,6 +28,8 @@ from dtrain.recipe.values import Train
 from dtrain.world.launcher import contradictions
 from dtrain.world.world import read_world
 
+pytestmark = pytest.mark.alone
+
 ELASTIC = [*TORCHRUN, "--standalone", "--nproc_per_node", "2"]
 
 TORCHELASTIC = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE"

@@ -17,6 +17,8 @@ from test_resume import steps_logged
 from dtrain.checkpoint.read import checkpoints_in
 from dtrain.format.files import MANIFEST
 
+pytestmark = pytest.mark.alone
+
 SOON = 180  # seconds, after which a test gives up
 LONG = ["train.steps=1000000", "every.save=0", "every.evaluate=0", "every.sample=0"]
 

@@ -24,6 +24,8 @@ from dtrain.launch.filling import ENGINES
 from dtrain.scale.asked import engine_asked
 from dtrain.scale.tables import FSDP, ZeRO
 
+pytestmark = pytest.mark.alone
+
 Here = Callable[..., Said]
 
 LAUNCH = ROOT / "launch"

@@ -17,6 +17,8 @@ from dtrain.errors import DivergedError
 from dtrain.events import Finished, Stepped
 from dtrain.systems.base import Phase
 
+pytestmark = pytest.mark.alone
+
 Here = Callable[..., Said]
 EXAMPLES, BATCH, MICRO, SEED = 120, 8, 2, 5
 POISONED = 33  # the example that is not finite, in one way or another

@@ -27,6 +27,8 @@ from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
 from dtrain.errors import CheckpointError
 from dtrain.events import Started
 
+pytestmark = pytest.mark.alone
+
 KILLS = 20 if "DTRAIN_TEST_LONG" in os.environ else 6
 Here = Callable[..., Said]
 

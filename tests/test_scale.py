@@ -19,6 +19,8 @@ from dtrain.scale.reference import parts
 from dtrain.scale.tables import DDP, FSDP, Activations, Compile, Scale, ZeRO
 from dtrain.spec.decode import fields_of
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(dtrain.__file__).parents[1]
 OF_FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 OF_ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}

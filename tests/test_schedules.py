@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CLASSIFIER, GAN, cut_off, last_tensors, metrics_of, only_run, start_two, written
+from conftest import CLASSIFIER, GAN, cut_off, label, last_tensors, metrics_of, only_run, start_two, written
 from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -158,7 +158,7 @@ def test_every_scheduler_of_torch_has_a_row() -> None:
     assert set(ROWS) == set(lr_scheduler.__all__) - {"LRScheduler"}
 
 
-@pytest.mark.parametrize(("name", "arguments", "make"), CASES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("name", "arguments", "make"), CASES, ids=label)
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
 def test_a_schedule_moves_an_optimizer_as_in_a_loop_by_hand(
     kind: str, name: str, arguments: dict[str, Any], make: Make
@@ -192,7 +192,7 @@ def test_a_schedule_moves_an_optimizer_as_in_a_loop_by_hand(
     assert not any("group:" in key for key in kept)  # what a schedule moves is no state of the optimizer's
 
 
-@pytest.mark.parametrize(("name", "arguments", "make"), CASES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("name", "arguments", "make"), CASES, ids=label)
 def test_a_schedule_goes_on_from_what_a_checkpoint_holds(
     name: str, arguments: dict[str, Any], make: Make
 ) -> None:

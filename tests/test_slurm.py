@@ -13,7 +13,7 @@ from test_resume import assert_same_run, steps_logged
 
 from dtrain.checkpoint.read import checkpoints_in, step_of
 
-pytestmark = pytest.mark.skipif(missing() != "", reason=missing())
+pytestmark = [pytest.mark.alone, pytest.mark.skipif(missing() != "", reason=missing())]
 
 SOON = 120  # seconds, after which a test gives up
 LONG = ["train.steps=300", "every.save=0", "every.evaluate=0", "every.sample=0"]

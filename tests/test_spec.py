@@ -7,6 +7,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from conftest import label
 from torch import nn
 
 from dtrain.backends.torch_backend import build_model
@@ -91,7 +92,7 @@ LAYERS: dict[str, list[Row]] = {
     ],
 }  # fmt: skip
 EVERY_LAYER = [({"kind": kind, **table}, shape) for kind, rows in LAYERS.items() for table, shape in rows]
-layers = pytest.mark.parametrize(("table", "shape"), EVERY_LAYER, ids=lambda value: str(value))
+layers = pytest.mark.parametrize(("table", "shape"), EVERY_LAYER, ids=label)
 
 
 def test_every_kind_of_layer_has_a_row() -> None:
@@ -197,7 +198,7 @@ TWINS: list[tuple[dict[str, Any], tuple[int, ...], Callable[[], nn.Module]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("table", "shape", "twin"), TWINS, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("table", "shape", "twin"), TWINS, ids=label)
 def test_a_layer_computes_what_its_twin_in_torch_does(
     table: dict[str, Any], shape: tuple[int, ...], twin: Callable[[], nn.Module]
 ) -> None:
@@ -346,7 +347,7 @@ LIKE_TORCH = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("table", "shape", "twin"), LIKE_TORCH, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("table", "shape", "twin"), LIKE_TORCH, ids=label)
 def test_first_weights_are_distributed_as_torchs_own(
     table: dict[str, Any], shape: tuple[int, ...], twin: Callable[[], nn.Module]
 ) -> None:

@@ -17,6 +17,8 @@ from test_resume import assert_same_run, steps_logged
 from dtrain.checkpoint.read import checkpoints_in, step_of
 from dtrain.cli.ending import STOPPED
 
+pytestmark = pytest.mark.alone
+
 MANY = ["train.steps=200", "every.save=0", "every.evaluate=0", "every.sample=0", "checkpoint.keep=9"]
 SOON = 60  # seconds, after which a test gives up
 

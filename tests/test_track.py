@@ -17,7 +17,7 @@ from dtrain.track.jsonl import open_jsonl, read_metrics
 
 
 def run_in(folder: Path) -> RunInfo:
-    return RunInfo(folder, "run1", "gan", "dtrain", {"seed": 0})
+    return RunInfo(folder, "run1", "gan", "dtrain", {"seed": 0}, "one process")
 
 
 def tell(observe, folder: Path, step: int, total: int) -> None:
@@ -126,7 +126,7 @@ def test_the_console_prints_plain_aligned_lines_to_a_pipe(tmp_path, capsys):
         tell(observe, tmp_path, 0, 12)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
-        f"step  0/12  gan: 12 steps to go, in {tmp_path}",
+        f"step  0/12  gan: 12 steps to go on one process, in {tmp_path}",
         "step  2/12  generator/loss 0.5        1,234 examples/s  0:00 left",
     ]
     assert lines[3:6] == [

@@ -19,6 +19,8 @@ from dtrain.pictures import save_grid
 from dtrain.track.transaction_log import find_logs, read_records, read_standing
 from dtrain.track.weights_and_biases import how_to_look
 
+pytestmark = pytest.mark.alone
+
 LIFE = """
 import sys, time
 from pathlib import Path
@@ -33,7 +35,7 @@ def note(name, arguments):
 sys.addaudithook(note)
 folder, step, total = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 kinds, pause = sys.argv[4], float(sys.argv[5])
-run = RunInfo(folder, "run1", "gan", "dtrain", {"seed": 0, "optimizers": {"generator": {"lr": 1e-4}}})
+run = RunInfo(folder, "run1", "gan", "dtrain", {"seed": 0, "optimizers": {"generator": {"lr": 1e-4}}}, "here")
 with open_trackers(kinds.split(","), run, step) as observe:
     observe(Started(step, total, 64))
     for done in range(step + 1, total + 1):

@@ -15,7 +15,7 @@ from slurm_cluster import wait_for
 from test_resume import assert_same_run, steps_logged
 from two_machines import Machines, forbidden, machines
 
-pytestmark = pytest.mark.skipif(forbidden() != "", reason=forbidden())
+pytestmark = [pytest.mark.alone, pytest.mark.skipif(forbidden() != "", reason=forbidden())]
 
 SOON = 120  # seconds, after which a test gives up
 LONG = ["train.steps=200", "every.save=10", "every.evaluate=0", "every.sample=0"]

@@ -19,6 +19,8 @@ import zero_ranks
 from agreement.cases import write_examples
 from zero_ranks import HALVED, IS_LONG, SKIPPED, STAGES, cases
 
+pytestmark = pytest.mark.alone
+
 TESTS = Path(__file__).parent
 WORLDS = (1, 2, 4) if IS_LONG else (1, 2)
 TOLERANCE = 1e-4  # of the largest value of each tensor and curve, in fp32

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -26,6 +27,15 @@ def provenance(engine: Engine, scale: Scale) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "git": _git_commit(),
     }
+
+
+def processes(made: Mapping[str, Any]) -> str:
+    """How many processes there are of what was `made`, and the engine, in words."""
+    engine, size = made["engine"], made["world"]
+    called = {"ddp": "DDP", "fsdp": "FSDP2", "zero": f"ZeRO {engine.get('stage')}"}[engine["kind"]]
+    if size == 1 and called == "DDP":
+        return "one process"
+    return f"{size} process{'es' * (size > 1)} under {called}"
 
 
 def _git_commit() -> str | None:

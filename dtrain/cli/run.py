@@ -19,9 +19,6 @@ from dtrain.events import Stopped
 
 if TYPE_CHECKING:
     from dtrain.evaluation import Best
-    from dtrain.recipe.values import Recipe
-    from dtrain.run import Run
-    from dtrain.scale.tables import Parallel
 
 
 @click.command()
@@ -103,8 +100,6 @@ def run(
             hang_timeout=hang_timeout,
         )
     with made as ready:
-        if ready.engine.rank == 0:
-            print(_where(loaded, ready, scale.engine), flush=True)
         if ready.engine.rank == 0 and ready.place.checkpoint is not None:
             print(f"carrying on from {_short(ready.place.checkpoint)}", flush=True)
         with watch(ready) as observe, Signals(complain) as signals:
@@ -122,15 +117,6 @@ def run(
     stopped = f"stopped by {event.signal.name} at step {event.step}; saved {_short(event.path)}"
     complain(f"{stopped}; the same command{anew} carries on")
     return INTERRUPTED if event.signal == signal.SIGINT else STOPPED
-
-
-def _where(recipe: "Recipe", run: "Run", engine: "Parallel") -> str:
-    """What nothing in a recipe says: how many processes run it, and under which engine."""
-    size = run.engine.world
-    called = {"ddp": "DDP", "fsdp": "FSDP2", "zero": f"ZeRO {getattr(engine, 'stage', '')}"}[engine.kind]
-    several = f"{size} process{'es' * (size > 1)} under {called}"
-    where = "one process" if size == 1 and engine.kind == "ddp" else several
-    return f"{recipe.name}: {where}, {recipe.train.precision}, {run.environment['device']}"
 
 
 def to_see_again(

@@ -18,6 +18,7 @@ class RunInfo:
     name: str  # the recipe's name
     project: str
     config: Mapping[str, Any]  # the resolved recipe, as plain tables
+    where: str  # on how many processes, and under which engine
 
 
 class OpenTracker(Protocol):

@@ -141,7 +141,7 @@ def _parts(event: Event, run: RunInfo, pace: _Pace) -> Iterator[str]:
     yield _place(event.step, pace.total)
     match event:
         case Started(step=step, total=total):
-            yield f"{run.name}: {total - step} steps to go, in {run.folder}"
+            yield f"{run.name}: {total - step} steps to go on {run.where}, in {run.folder}"
         case Evaluated(metrics=metrics):
             yield from _aligned(metrics, WIDTH)
         case Sampled(pictures=pictures, texts=texts):
