@@ -128,7 +128,7 @@ def test_layers_that_no_model_has_are_refused(gan: Path) -> None:
     scale = Scale(activation_checkpointing=Activations(layers=("generator/7",)))
     with pytest.raises(RecipeError, match=r"there is no such layer; .* generator/0, generator/1"):
         trained(gan, scale)
-    with pytest.raises(LaunchError, match=r"no model has repeated layers .* say which"):
+    with pytest.raises(RecipeError, match=r"no model has repeated layers .* say which"):
         trained(gan, Scale(engine=FSDP(), activation_checkpointing=Activations()))
     with pytest.raises(LaunchError, match=r"there is no layer 'h\.9'; the outermost are gpt/0"):
         check_patterns(["0", "h.9"], {"gpt": nn.Sequential(nn.Linear(2, 2))}, "layers")

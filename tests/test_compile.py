@@ -14,7 +14,7 @@ from conftest import GAN, last_tensors, only_run, start_two, written
 from torch._dynamo.utils import counters
 
 import dtrain
-from dtrain.errors import LaunchError
+from dtrain.errors import DtrainError
 from dtrain.events import Stepped
 from dtrain.scale.tables import DDP, FSDP, Activations, Compile, Parallel, Scale
 
@@ -201,6 +201,6 @@ def test_two_ranks_compile(request: pytest.FixtureRequest, recipe: str, what: st
 def test_what_is_not_there_is_refused_before_training(gan: Path, options: Compile, said: str) -> None:
     with (
         torch._inductor.config.patch({"cpp.cxx": ("/nonexistent/g++",)}),
-        pytest.raises(LaunchError, match=said),
+        pytest.raises(DtrainError, match=said),
     ):
         trained(gan, Scale(compile=options))

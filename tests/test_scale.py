@@ -10,14 +10,18 @@ import torch
 from conftest import only_run, start_two
 
 import dtrain
+from dtrain.backends.torch_backend import build_model
 from dtrain.backends.torch_weights import tensors_of as tensors_in
 from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
-from dtrain.errors import LaunchError, RecipeErrors
+from dtrain.engines.blocks import repeated
+from dtrain.errors import LaunchError, RecipeError, RecipeErrors
 from dtrain.recipe.reference import renewed
 from dtrain.scale.asked import read_scale
+from dtrain.scale.fit import has_blocks
 from dtrain.scale.reference import parts
 from dtrain.scale.tables import DDP, FSDP, Activations, Compile, Scale, ZeRO
-from dtrain.spec.decode import fields_of
+from dtrain.spec.decode import decode, fields_of
+from dtrain.spec.models import ModelSpec
 
 pytestmark = pytest.mark.alone
 
@@ -203,14 +207,93 @@ def test_slopes_in_the_losses_of_a_composed_system_are_known(given: list[str]) -
         ),
         ('[engine]\nkind = "fsdp"\nblocks = ["7.*"]', r"3:11: engine.blocks\[0\]: there is no such layer"),
         ('[engine]\nkind = "fsdp"\nhalf_parameters = true', '3:19: engine.half_parameters: .* "bf16", and'),
+        ('optimizer = "foreach"', "1:13: optimizer: optimizers.generator is lion, which has no such form"),
+        (
+            '[compile]\nwhat = "blocks"\nbackend = "eager"',
+            '2:8: compile.what: no model is made of repeated blocks, as transformers are; "losses" would do',
+        ),
+        (
+            "[activation_checkpointing]",
+            "1:2: activation_checkpointing: no model has repeated layers that are made of several; say which",
+        ),
     ],
 )
 def test_check_finds_what_does_not_fit_the_recipe(
     dtrain_here: Callable[..., Any], gan: Path, tmp_path: Path, text: str, message: str
 ) -> None:
-    said = dtrain_here("check", gan, "--scale", file(tmp_path, text))
+    lion = ['optimizers."*"={kind = "lion", lr = 1e-4}'] if "lion" in message else []
+    said = dtrain_here("check", gan, "--scale", file(tmp_path, text), *lion)
     assert said.code == 2
-    assert re.search(f"scale.toml:{message}", said.errors)
+    assert re.search(f"scale.toml:{message}", said.errors), said.errors
+
+
+INSIDE = [{"kind": "linear", "out": 4}]
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [{"kind": "residual", "layers": INSIDE}],
+        [{"kind": "skip", "layers": INSIDE}],
+        [{"kind": "repeat", "times": 2, "layers": INSIDE}],
+        [{"kind": "attention", "heads": 2}],
+        [{"kind": "gru", "out": 4}],
+        [*INSIDE, {"kind": "layer_norm"}, {"kind": "activation", "function": "relu"}],
+        [{"kind": "position"}, {"kind": "flatten"}],
+    ],
+)
+def test_whether_a_model_has_repeated_blocks_is_told_before_it_is_built(layers: list[Any]) -> None:
+    spec, errors = decode(ModelSpec, {"input": [3, 4], "layers": layers})
+    assert not errors
+    assert has_blocks(spec) == bool(dict(repeated(build_model("model", spec, seed=0))))
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "place", "message"),
+    [
+        ('engine.kind = "fsdp"', ["train.lanes=2"], "train.lanes", "fsdp keeps parts of them"),
+        ('engine = {kind = "ddp", compression = "fp16"}', ["train.lanes=2"], "train.lanes", "no say in it"),
+        (
+            "engine = {kind = 'zero', stage = 1}",
+            ['train.precision="fp64"'],
+            "train.precision",
+            "fp64 is more",
+        ),
+        (
+            'engine = {kind = "fsdp", half_parameters = true}',
+            ['train.precision="bf16"', 'models.generator.precision="fp32"'],
+            "models.generator.precision",
+            "engine.half_parameters of the launch turns",
+        ),
+        (
+            'engine.kind = "fsdp"',
+            ['optimizers.generator.kind="adafactor"'],
+            "optimizers.generator.kind",
+            "may go by the shapes of weights, and fsdp cuts them; adamw would do, or launch/ddp.yaml",
+        ),
+        (
+            "engine = {kind = 'zero', stage = 2}",
+            ['optimizers.generator.kind="muon"', "optimizers.generator.others={lr = 1e-3}"],
+            "optimizers.generator.kind",
+            "muon may go by the shapes of weights, and zero cuts them",
+        ),
+    ],
+)
+def test_check_refuses_what_an_engine_cannot_do(
+    dtrain_here: Callable[..., Any],
+    gan: Path,
+    tmp_path: Path,
+    text: str,
+    overrides: list[str],
+    place: str,
+    message: str,
+) -> None:
+    plain = ['optimizers."*"={kind = "adam", lr = 1e-3}', *overrides]
+    assert dtrain_here("check", gan, *plain).code == 0
+    said = dtrain_here("check", gan, "--scale", file(tmp_path, text), *plain)
+    assert said.code == 2
+    number = next(number for number, given in enumerate(plain, 1) if given.startswith(place))
+    assert re.search(rf"^argument {number}:\d+: {place}: .*{message}", said.errors), said.errors
 
 
 def options(text: str) -> list[str]:
@@ -242,7 +325,7 @@ def test_the_tables_of_the_reference_are_those_of_the_code() -> None:
 @pytest.mark.parametrize(("form", "kind"), [("fused", "rmsprop"), ("foreach", "lion")])
 def test_a_form_that_an_optimizer_lacks_is_refused(gan: Path, form: Any, kind: str) -> None:
     recipe = dtrain.load(gan, [f'optimizers."*".kind="{kind}"'])
-    with pytest.raises(LaunchError, match=f'optimizer is "{form}", but optimizers.generator is {kind}'):
+    with pytest.raises(RecipeError, match=f"optimizer: optimizers.generator is {kind}, which has no such"):
         dtrain.setup(recipe, scale=Scale(optimizer=form))
 
 

@@ -106,7 +106,7 @@ REFUSED: dict[str, Table] = {
     "fp64": JOINT,
     "half": classifier(ADAM, precision="fp32"),
     "muon": classifier({"kind": "muon", "lr": 0.02, "others": {"lr": 2e-3}}, precision="fp32"),
-    "adafactor": classifier({"kind": "adafactor", "lr": 0.05}),
+    "adafactor": classifier({"kind": "torch.optim:Adafactor", "lr": 0.05}, precision="fp32"),
     "adagrad": classifier(
         {"kind": "torch.optim:Adagrad", "lr": 0.1, "groups": [{"match": "*.bias", "lr": 0.2}]},
         precision="fp32",

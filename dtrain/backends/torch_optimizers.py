@@ -3,14 +3,14 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dtrain.backends.torch_lion import Lion
 from dtrain.backends.torch_together import Together
-from dtrain.errors import LaunchError, RecipeError
+from dtrain.errors import RecipeError
 from dtrain.spec import optimizers as specs
 from dtrain.spec.arguments import call_found
 from dtrain.spec.groups import Share, Trainable, problems, shares
@@ -27,14 +27,6 @@ CLASSES: dict[type[Optimizer], Callable[..., torch.optim.Optimizer]] = {
     specs.Lion: Lion,
     specs.Muon: torch.optim.Muon,
 }
-FUSIBLE = (specs.SGD, specs.Adam, specs.AdamW)
-WITH_FOREACH = (*FUSIBLE, specs.RMSprop, specs.Adafactor)
-Form = Literal["auto", "fused", "foreach", "plain"]
-FORMS: dict[Form, tuple[type[Optimizer], ...]] = {
-    "fused": FUSIBLE,
-    "foreach": WITH_FOREACH,
-    "plain": tuple(CLASSES),
-}
 FUSED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OWN = "own"  # in a group of parameters: the settings that are its own, of which a schedule moves the lr alone
 
@@ -45,20 +37,18 @@ def build_optimizer(
     parameters: Mapping[str, Tensor],
     *,
     embeddings: Collection[str] = (),
-    form: Form = "auto",
+    form: specs.Form = "auto",
     trust: Trust = EVERYTHING,
 ) -> torch.optim.Optimizer:
     """Build the optimizer of a model from its named parameters, some of them `embeddings`.
 
-    `form` is how it steps; by itself, fused where torch has it. Of several groups it is in the order of
-    `spec.groups.shares`.
+    `form` is how it steps, one of those that it has; by itself, fused where torch has it. Of several groups
+    it is in the order of `spec.groups.shares`.
 
     Raises RecipeError if an imported one cannot be had, or cannot train these parameters, if there are none,
-    or if its groups do not fit them; and LaunchError if it has no such form.
+    or if its groups do not fit them.
     """
-    if form != "auto" and not isinstance(spec, FORMS[form]):
-        said = f"optimizers.{name} is {spec.kind or 'imported'}, which has no such form"
-        raise LaunchError(f'optimizer is "{form}", but {said}; "auto" would do')
+    assert isinstance(spec, specs.FORMS[form])
     if not parameters:
         raise RecipeError(f"models.{name}", "has nothing to train, but has an optimizer", is_key=True)
     model = Trainable({key: tuple(each.shape) for key, each in parameters.items()}, frozenset(embeddings))
@@ -75,16 +65,18 @@ def build_optimizer(
     return _build(parts, parameters, form)
 
 
-def _build(parts: Sequence[Share], parameters: Mapping[str, Tensor], form: Form) -> torch.optim.Optimizer:
+def _build(
+    parts: Sequence[Share], parameters: Mapping[str, Tensor], form: specs.Form
+) -> torch.optim.Optimizer:
     """One optimizer of torch's for shares of one kind."""
     spec = parts[0].optimizer
     options = _options(spec)
-    if form == "auto" and isinstance(spec, FUSIBLE):
+    if form == "auto" and isinstance(spec, specs.FUSIBLE):
         own = [parameters[name] for part in parts for name in part.names]
         options["fused"] = all(p.dtype in FUSED and p.device.type in ("cpu", "cuda") for p in own)
     elif form == "fused":
         options["fused"] = True
-    elif form != "auto" and isinstance(spec, WITH_FOREACH):
+    elif form != "auto" and isinstance(spec, specs.WITH_FOREACH):
         options["foreach"] = form == "foreach"
     groups = [_group(part, parameters, _options(part.optimizer)) for part in parts]
     return CLASSES[type(spec)](groups, **options)

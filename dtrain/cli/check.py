@@ -36,12 +36,16 @@ def check(
     from dtrain.cli.trust import trust_of
     from dtrain.recipe.fit import check_data
     from dtrain.recipe.load import from_document, read
+    from dtrain.recipe.locate import located
     from dtrain.scale.asked import read_scale
+    from dtrain.scale.fit import misfits
 
     try:
         document = read(recipe, overrides, set_files=set_files, trust=trust_of(untrusted, trust))
         loaded = from_document(document, imports=imports)
-        read_scale({}, scale_file, loaded)
+        scale = read_scale({}, scale_file, loaded)
+        if errors := list(misfits(loaded, scale.engine)):
+            raise located(document, errors)
         data = check_data(loaded, document, processes)
     except DtrainError as error:
         if not as_json:

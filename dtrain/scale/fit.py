@@ -5,8 +5,11 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from dtrain.errors import RecipeError
-from dtrain.scale.tables import DDP, FSDP, Parallel, Patterns, Scale, ZeRO, matches
+from dtrain.scale.tables import DDP, FSDP, Activations, Parallel, Patterns, Scale, ZeRO, matches
+from dtrain.spec.blocks import Block
 from dtrain.spec.models import Model, ModelSpec
+from dtrain.spec.optimizers import ELEMENTWISE, FORMS, ImportedOptimizer
+from dtrain.spec.sequence import Attention
 from dtrain.spec.words import dotted, nearest
 
 if TYPE_CHECKING:  # it takes NumPy, which would keep a process from tying itself to its launcher
@@ -15,6 +18,18 @@ if TYPE_CHECKING:  # it takes NumPy, which would keep a process from tying itsel
 
 def unfit(scale: Scale, recipe: "Recipe") -> Iterator[RecipeError]:
     """Every mistake, under its key in the launch's file."""
+    for name, optimizer in recipe.optimizers.items():
+        if not isinstance(optimizer, FORMS[scale.optimizer]):
+            said = f"{dotted(('optimizers', name))} is {optimizer.kind or 'imported'}, which has no such form"
+            yield RecipeError("optimizer", f'{said}; "auto" would do')
+    is_flat = not any(imports(model) or has_blocks(model) for model in recipe.models.values())
+    if is_flat and scale.compile is not None and scale.compile.what == "blocks":
+        said = "no model is made of repeated blocks, as transformers are"
+        yield RecipeError("compile.what", f'{said}; "losses" would do')
+    if is_flat and scale.activation_checkpointing == Activations():
+        said = "no model has repeated layers that are made of several"
+        said = f'{said}; say which: layers = ["3", "generator/4.*"]'
+        yield RecipeError("activation_checkpointing", said, is_key=True)
     if scale.activation_checkpointing is not None:
         yield from _unknown(
             scale.activation_checkpointing.layers, recipe.models, "activation_checkpointing.layers"
@@ -41,6 +56,12 @@ def misfits(recipe: "Recipe", engine: Parallel) -> Iterator[RecipeError]:
     elif recipe.train.lanes is not None and engine != DDP():
         said = "adds up gradients itself, and the options of the launch's engine have no say in it"
         yield RecipeError("train.lanes", f"{said}; leave them out, or it", is_key=True)
+    for name, optimizer in recipe.optimizers.items():
+        is_known = not isinstance(optimizer, ImportedOptimizer)
+        if is_known and not isinstance(optimizer, ELEMENTWISE) and not isinstance(engine, DDP):
+            said = f"{optimizer.kind} may go by the shapes of weights, and {engine.kind} cuts them"
+            place = dotted(("optimizers", name, "kind"))
+            yield RecipeError(place, f"{said}; adamw would do, or launch/ddp.yaml")
     for name, model in recipe.models.items():
         if model.precision is not None and isinstance(engine, FSDP | ZeRO) and engine.half_parameters:
             said = "engine.half_parameters of the launch turns weights into bf16; without it this would do"
@@ -82,6 +103,16 @@ def _unknown(patterns: Patterns | None, models: Mapping[str, Model], key: str) -
 def imports(model: Model) -> bool:
     """Whether a model has layers of which only a run can tell."""
     return not isinstance(model, ModelSpec) or model.imports_layers
+
+
+def has_blocks(model: Model) -> bool:
+    """Whether a model has layers made of several modules, which `engines.blocks` counts as repeated.
+
+    Attention is two: its projection is a module of its own.
+    """
+    return isinstance(model, ModelSpec) and any(
+        isinstance(row.layer, Block | Attention) for row in model.walk()
+    )
 
 
 def _parts(name: str) -> Iterator[str]:

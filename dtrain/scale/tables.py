@@ -7,6 +7,7 @@ from dataclasses import field
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
+from dtrain.spec.optimizers import Form
 from dtrain.spec.table import Above0, AtLeastOne, Natural, OneOf, Positive, Table, Within, Wrong, kind, table
 
 Patterns = Annotated[tuple[str, ...], AtLeastOne()]
@@ -125,9 +126,6 @@ class Activations(Table):
     layers: Patterns | None = None
 
 
-Optimizers = Literal["auto", "fused", "foreach", "plain"]
-
-
 @table
 class Scale(Table):
     """How to run."""
@@ -137,7 +135,7 @@ class Scale(Table):
     # how optimizers step: "fused", one kernel for all parameters, the fastest (of sgd, adam and adamw);
     # "foreach", an operation at a time for all parameters, which takes memory for a copy of them; "plain",
     # parameter by parameter; "auto": fused where there is such, else as torch chooses
-    optimizer: Optimizers = "auto"
+    optimizer: Form = "auto"
     compile: Compile | None = None  # left out: nothing is compiled
     activation_checkpointing: Activations | None = None  # left out: all activations are kept
 

@@ -230,6 +230,17 @@ class Muon(Optimizer):
         return AdamW(**{key: getattr(self.others, key) for key in ADAMW})
 
 
+# Those that move each number of a weight by that number alone, and so do the same with a part of a weight.
+ELEMENTWISE = (SGD, Adam, AdamW, RMSprop, Lion)
+FUSIBLE = (SGD, Adam, AdamW)
+WITH_FOREACH = (*FUSIBLE, RMSprop, Adafactor)
+Form = Literal["auto", "fused", "foreach", "plain"]
+FORMS: Mapping[Form, tuple[type[Optimizer], ...]] = {  # how an optimizer may step, and which can
+    "auto": (Optimizer,),
+    "fused": FUSIBLE,
+    "foreach": WITH_FOREACH,
+    "plain": (SGD, Adam, AdamW, RMSprop, Adafactor, Lion, Muon),
+}
 MUON = ("lr", "momentum", "nesterov", "ns_steps", "adjust_lr_fn", "weight_decay")
 ADAMW = ("lr", "betas", "eps", "weight_decay")
 
