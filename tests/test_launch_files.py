@@ -20,8 +20,9 @@ from kubernetes_schemas import mistakes
 from launching import ACCELERATE, ROOT, start, wait
 
 from dtrain.format.files import MANIFEST
-from dtrain.launch.filling import ENGINES
-from dtrain.scale.asked import engine_asked
+from dtrain.launch.filling import ENGINES, LEAVES
+from dtrain.scale import settings
+from dtrain.scale.asked import engine_asked, read_scale
 from dtrain.scale.tables import FSDP, ZeRO
 
 pytestmark = pytest.mark.alone
@@ -153,6 +154,15 @@ def test_a_script_for_slurm_keeps_every_word(gan: Path, tmp_path: Path, dtrain_h
         (["slurm", "recipes/gan.toml"], 2, r"Missing option '--nodes'"),
         (["kubernetes", *EXAMPLE, *IN_CLUSTER, "--name", "9"], 2, r"'9' cannot be the name of a job of Kub"),
         (["kubernetes", *EXAMPLE], 2, r"Missing option '--image'"),
+        (["kubernetes", *EXAMPLE, *IN_CLUSTER, "--claim", "My_Claim"], 2, r"--claim 'My_Claim' cannot be"),
+        (["kubernetes", *EXAMPLE, *IN_CLUSTER, "--claim", "a" * 254], 2, r"--claim 'a+' cannot be the name"),
+        (["kubernetes", *EXAMPLE, *IN_CLUSTER, "--claim", "-a"], 2, r"--claim '-a' cannot be the name"),
+        (["kubernetes", *EXAMPLE, *IN_CLUSTER, "--claim", "our-data.v2"], 0, ""),
+        (
+            ["kubernetes", *EXAMPLE, *IN_CLUSTER, "--image", "a b"],
+            2,
+            r"--image 'a b' cannot be that of a cont",
+        ),
         (["kubernetes", *EXAMPLE, *IN_CLUSTER, "data.path=/x.npz"], 2, r"data\.path: /x\.npz does not exist"),
         (["kubernetes", *EXAMPLE, *IN_CLUSTER, "data.path=/x.npz", "--data-elsewhere"], 0, ""),
     ],
@@ -165,6 +175,74 @@ def test_a_job_that_would_not_run_is_refused(
     assert ended.code == code, ended.errors
     assert re.search(said, ended.errors), ended.errors
     assert bool(ended.out) == (code == 0)
+
+
+IN_PARTS = 'engine = { kind = "fsdp" }'
+WHOLE = 'engine = { kind = "ddp" }'
+FLAT = "compile = { what = 'blocks', backend = 'eager' }"
+LANES = "train.lanes=16"
+MUON = 'optimizers.generator={kind="muon", lr=1e-3, others={lr=1e-3}}'
+
+
+@pytest.mark.parametrize("scheduler", [["slurm"], ["kubernetes", *IN_CLUSTER]], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    ("scale", "given", "said"),
+    [
+        (IN_PARTS, [LANES], r"argument \d:\d+: train\.lanes: .*fsdp keeps parts"),
+        ("", [LANES, "--engine", "fsdp"], r"argument \d:\d+: train\.lanes: .*fsdp keeps parts"),
+        ("", [LANES, "--config", "launch/zero2.yaml"], r"train\.lanes: .*zero keeps parts"),
+        ("", [LANES, "--engine", "ddp"], ""),
+        ("", [MUON, "--engine", "zero1"], r"optimizers\.generator\.kind: muon may go by the shapes"),
+        (FLAT, [], r"scale\.toml:1:20: compile\.what: no model is made of repeated blocks"),
+        (WHOLE, ["--engine", "fsdp"], r"scale\.toml says engine\.kind = 'ddp', but .* asks for 'fsdp'"),
+        (WHOLE, ["--config", "launch/zero3.yaml"], r"says engine\.kind = 'ddp', but .* asks for 'zero'"),
+        (IN_PARTS, ["--engine", "ddp"], r"scale\.toml says engine\.kind = 'fsdp', and --engine says 'ddp'"),
+        (IN_PARTS, ["--config", "launch/multi-node.yaml"], ""),
+        (IN_PARTS, ["--engine", "fsdp"], ""),
+        (IN_PARTS, [], ""),
+        ("", ["--config", "launch/scale.toml"], r"scale\.toml is TOML, .*; --scale launch/scale\.toml does"),
+    ],
+    ids=str,
+)
+def test_a_job_whose_engine_cannot_run_the_recipe_is_refused(
+    scheduler: list[str],
+    scale: str,
+    given: list[str],
+    said: str,
+    tmp_path: Path,
+    at_root: None,
+    dtrain_here: Here,
+) -> None:
+    (tmp_path / "scale.toml").write_text(scale)
+    of_scale = ["--scale", str(tmp_path / "scale.toml")] if scale else []
+    ended = dtrain_here("launch", *scheduler, *EXAMPLE, *given, *of_scale)
+    assert ended.code == (2 if said else 0), ended.errors
+    assert re.search(said, ended.errors), ended.errors
+    assert bool(ended.out) == (not said)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}", "first version of FSDP"),
+        ("distributed_type: MEGATRON_LM", "Megatron-LM"),
+        ("distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: x.json}", "does not read"),
+        (
+            "distributed_type: MULTI_GPU\nmixed_precision: bf16",
+            "train.precision: is .* bf16; make them agree",
+        ),
+        ("num_machines: 2", "has no distributed_type"),
+        ("just words", "has no distributed_type"),
+        ("a: [", "cannot be read as YAML"),
+    ],
+)
+def test_what_a_file_of_accelerate_asks_for_is_checked_before_it_is_submitted(
+    text: str, said: str, tmp_path: Path, at_root: None, dtrain_here: Here
+) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    ended = dtrain_here("launch", "slurm", *EXAMPLE, "--config", str(tmp_path / "a.yaml"))
+    assert ended.code == 2
+    assert re.search(said, ended.errors), ended.errors
 
 
 def environment_of(options: Sequence[str]) -> dict[str, str]:
@@ -192,6 +270,24 @@ def test_an_engine_is_the_same_by_its_file_and_by_the_options_of_a_job(
     )
     assert engine_asked(environment_of(["--config_file", str(LAUNCH / f"{name}.yaml")])) == meant
     assert engine_asked(environment_of(ENGINES[name])) == meant
+    assert engine_asked(LEAVES[name]) == meant
+
+
+MORE = """
+distributed_type: FSDP
+fsdp_config: {fsdp_version: 2, fsdp_offload_params: true, fsdp_activation_checkpointing: true}
+dynamo_config: {dynamo_backend: EAGER, dynamo_use_regional_compilation: true, dynamo_use_dynamic: true}
+"""
+
+
+def test_a_file_of_accelerate_is_understood_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", "/nonexistent")
+    (tmp_path / "more.yaml").write_text(MORE)
+    for path in (tmp_path / "more.yaml", *LAUNCH.glob("*.yaml")):
+        meant = read_scale(environment_of(["--config_file", str(path)]), None)
+        assert read_scale(settings.environment_of(path), None) == meant, path
 
 
 def test_every_file_of_accelerate_says_how_many_machines_and_what_engine() -> None:

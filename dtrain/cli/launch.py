@@ -10,10 +10,11 @@ import click
 
 from dtrain.cli.arguments import a_recipe, said_again, scale
 from dtrain.errors import DtrainError
-from dtrain.launch.filling import ENGINES, LAST_WORDS, Job, kubernetes, slurm
+from dtrain.launch.filling import ENGINES, LAST_WORDS, LEAVES, Job, kubernetes, slurm
 
 if TYPE_CHECKING:
     from dtrain.recipe.document import Document
+    from dtrain.recipe.values import Recipe
 
 EARLY = 60  # seconds by which Slurm may send the signal before its time
 
@@ -76,15 +77,15 @@ def _of_a_job(command: Callable[..., None]) -> Callable[..., None]:
         from dtrain.cli.trust import trust_of
         from dtrain.recipe.load import read
 
-        _check_engine(engine, config, scale_file)
         document = read(recipe, overrides, set_files=set_files, trust=trust_of(untrusted, trust))
-        of_recipe = _check(document, nodes * devices, data_elsewhere)
+        loaded = _check(document, nodes * devices, data_elsewhere)
+        _check_scale(document, loaded, engine, config, scale_file, nodes * devices)
         asked = said_again(recipe, overrides, set_files, untrusted, trust)
         asked += [] if scale_file is None else ["--scale", str(scale_file)]
         asked += ["--once"]  # it may be queued again when its run has just finished: nothing begins anew
         asked += [] if runs == Path("runs") else ["--runs", str(runs)]
         job = Job(
-            name=of_recipe if name is None else name,
+            name=loaded.name if name is None else name,
             recipe=str(recipe),
             command=["dtrain", "run", *asked],
             nodes=nodes,
@@ -103,8 +104,8 @@ def _of_a_job(command: Callable[..., None]) -> Callable[..., None]:
     return reduce(lambda inner, add: add(inner), reversed(_SHARED), a_recipe(carry_out))
 
 
-def _check(document: "Document", processes: int, data_elsewhere: bool) -> str:
-    """Raise RecipeErrors for what would stop so many processes; the recipe's name."""
+def _check(document: "Document", processes: int, data_elsewhere: bool) -> "Recipe":
+    """The recipe; raise RecipeErrors for what of it and its data would stop so many processes."""
     from dtrain.recipe.fit import check_data, check_shares
     from dtrain.recipe.load import from_document
 
@@ -113,24 +114,39 @@ def _check(document: "Document", processes: int, data_elsewhere: bool) -> str:
         check_shares(loaded, loaded.train.batch_size, processes)
     else:
         check_data(loaded, document, processes)
-    return loaded.name
+    return loaded
 
 
-def _check_engine(engine: str | None, config: Path | None, scale_file: Path | None) -> None:
-    """Raise DtrainError where two places say how models are kept, or a file is wrong or not there."""
+def _check_scale(
+    document: "Document",
+    loaded: "Recipe",
+    engine: str | None,
+    config: Path | None,
+    scale_file: Path | None,
+    processes: int,
+) -> None:
+    """Raise DtrainError where two places say how models are kept, or the recipe cannot be run so."""
+    from dtrain.recipe.locate import located
     from dtrain.scale.asked import read_scale
-    from dtrain.scale.tables import DDP
+    from dtrain.scale.fit import misfits
+    from dtrain.scale.settings import environment_of
+    from dtrain.world.launcher import contradictions, read_request, settings_asked
 
     if engine is not None and config is not None:
         raise DtrainError("--engine and --config both say how models are kept; give one of them")
-    if config is not None and not config.is_file():
-        raise DtrainError(f"--config {config} is not there; launch/zero2.yaml and the like would do")
-    found = read_scale({}, scale_file).engine
-    if found != DDP() and (engine, config) != (None, None):
-        other = "--engine" if config is None else "--config"
+    environment = LEAVES[engine or "ddp"] if config is None else environment_of(config)
+    found = read_scale(environment, scale_file, loaded)
+    if engine == "ddp" and found.engine.kind != "ddp":
         raise DtrainError(
-            f"{scale_file} says engine.kind = {found.kind!r}, and {other} says it, too; keep one"
+            f"{scale_file} says engine.kind = {found.engine.kind!r}, and --engine says 'ddp'; keep one"
         )
+    errors = list(misfits(loaded, found.engine))
+    if config is not None:
+        asked = settings_asked({}, read_request(["--config_file", str(config)], Path.cwd(), {}))
+        clips = {name: optimizer.clip for name, optimizer in loaded.optimizers.items()}
+        errors += contradictions(loaded.train, clips, processes, asked)
+    if errors:
+        raise located(document, errors)
 
 
 @click.group()

@@ -10,6 +10,7 @@ from pathlib import Path
 from dtrain.errors import DtrainError
 
 LAST_WORDS = 20  # seconds of the grace that are left for launchers and scheduler once the ranks have ended
+LABEL = "[a-z0-9]([a-z0-9-]*[a-z0-9])?"  # what Kubernetes takes, as of RFC 1123; several stand between dots
 TEMPLATES = Path(__file__).parent / "templates"
 
 _ZERO = ("--use_deepspeed", "--deepspeed_multinode_launcher", "standard", "--zero_stage")
@@ -24,6 +25,21 @@ ENGINES: Mapping[str, Sequence[str]] = {
     "zero2": (*_ZERO, "2"),
     "zero3": (*_ZERO, "3"),
     "zero3-offload": (*_ZERO, "3", *_ON_CPU),
+}
+
+_OF_ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}
+_OF_OFFLOAD = {
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu",
+}
+# What these leave in the environment of the processes, of what chooses the engine.
+LEAVES: Mapping[str, Mapping[str, str]] = {
+    "ddp": {},
+    "fsdp": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"},
+    "zero1": {**_OF_ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"},
+    "zero2": {**_OF_ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    "zero3": {**_OF_ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+    "zero3-offload": {**_OF_ZERO, **_OF_OFFLOAD, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
 }
 
 
@@ -87,7 +103,17 @@ def slurm(job: Job, *, time: str, options: Sequence[str], before: Sequence[str])
 
 
 def kubernetes(job: Job, *, kind: str, image: str, claim: str, restarts: int) -> str:
-    """A JobSet or a TrainJob; recipe, data and runs lie on the volume that is claimed."""
+    """A JobSet or a TrainJob; recipe, data and runs lie on the volume that is claimed.
+
+    Raises DtrainError for names that Kubernetes would not take.
+    """
+    if len(claim) > 253 or not re.fullmatch(rf"{LABEL}(\.{LABEL})*", claim):
+        raise DtrainError(
+            f"--claim {claim!r} cannot be the name of a PersistentVolumeClaim; small letters, digits and "
+            "dashes inside (RFC 1123) would do"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9][\w./:@-]*", image, re.ASCII):
+        raise DtrainError(f"--image {image!r} cannot be that of a container; registry/name:tag would do")
     job = replace(job, name=host_name(job.name))
     if kind == "trainjob":
         machine = {"rank": "$PET_NODE_RANK", "address": "$PET_MASTER_ADDR", "port": "$PET_MASTER_PORT"}
