@@ -156,6 +156,21 @@ def test_what_launcher_and_file_say_must_agree_and_be_there(
             '[engine]\nkind = "ddp"\npowersgd_rank = 2',
             '3:17: engine.powersgd_rank: is of compression = "powersgd"',
         ),
+        (
+            '[engine]\nkind = "zero"\nstage = 2\npersistence_threshold = 0',
+            "4:25: engine.persistence_threshold: is of stage 3 alone, which keeps weights in parts, not of 2",
+        ),
+        ('[engine]\nkind = "zero"\nstage = 1\nprefetch_bucket_size = 9', "4:24: .* is of stage 3 alone"),
+        ('[engine]\nkind = "zero"\nstage = 1\nmax_live_parameters = 9', "4:23: .* is of stage 3 alone"),
+        ('[engine]\nkind = "zero"\nstage = 2\nmax_reuse_distance = 9', "4:22: .* is of stage 3 alone"),
+        (
+            '[engine]\nkind = "zero"\nstage = 3\nallgather_bucket_size = 10',
+            "4:25: engine.allgather_bucket_size: is of the stages 1 and 2; stage 3 gathers layer by layer",
+        ),
+        (
+            '[engine]\nkind = "zero"\nstage = 2\npin_memory = false',
+            "4:14: engine.pin_memory: is of what is offloaded; offload_optimizer = true would do, or leave",
+        ),
         ('optimizer = "fusd"', r'1:13: optimizer: found "fusd"'),
     ],
 )

@@ -86,10 +86,22 @@ class ZeRO(Parallel):
             raise Wrong("offload_optimizer", "is for the stages 2 and 3")
         if self.offload_parameters and self.stage != 3:
             raise Wrong("offload_parameters", "is for stage 3, which alone keeps weights in parts")
+        for key in _OF_STAGE_3:
+            if getattr(self, key) != getattr(ZeRO, key) and self.stage != 3:
+                raise Wrong(key, f"is of stage 3 alone, which keeps weights in parts, not of {self.stage}")
+        if self.allgather_bucket_size != ZeRO.allgather_bucket_size and self.stage == 3:
+            said = "is of the stages 1 and 2; stage 3 gathers layer by layer"
+            raise Wrong("allgather_bucket_size", f"{said}, for which prefetch_bucket_size would do")
+        if not self.pin_memory and not (self.offload_optimizer or self.offload_parameters):
+            said = "is of what is offloaded; offload_optimizer = true would do, or leave it out"
+            raise Wrong("pin_memory", said)
         if self.half_parameters and self.stage == 1:
             raise Wrong(
                 "half_parameters", "is for the stages 2 and 3; stage 1 would add up gradients in bf16"
             )
+
+
+_OF_STAGE_3 = ("persistence_threshold", "prefetch_bucket_size", "max_live_parameters", "max_reuse_distance")
 
 
 @table
