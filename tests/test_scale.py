@@ -168,6 +168,10 @@ def test_what_launcher_and_file_say_must_agree_and_be_there(
             "4:25: engine.allgather_bucket_size: is of the stages 1 and 2; stage 3 gathers layer by layer",
         ),
         (
+            '[engine]\nkind = "zero"\nstage = 1\nallgather_bucket_size = 9',
+            "4:25: .* DeepSpeed takes even numbers",
+        ),
+        (
             '[engine]\nkind = "zero"\nstage = 2\npin_memory = false',
             "4:14: engine.pin_memory: is of what is offloaded; offload_optimizer = true would do, or leave",
         ),

@@ -92,6 +92,8 @@ class ZeRO(Parallel):
         if self.allgather_bucket_size != ZeRO.allgather_bucket_size and self.stage == 3:
             said = "is of the stages 1 and 2; stage 3 gathers layer by layer"
             raise Wrong("allgather_bucket_size", f"{said}, for which prefetch_bucket_size would do")
+        if self.allgather_bucket_size % 2:
+            raise Wrong("allgather_bucket_size", "DeepSpeed takes even numbers alone")
         if not self.pin_memory and not (self.offload_optimizer or self.offload_parameters):
             said = "is of what is offloaded; offload_optimizer = true would do, or leave it out"
             raise Wrong("pin_memory", said)
