@@ -37,8 +37,9 @@ def assert_mistake(said: Said, *words: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run"], ["Missing", "dtrain --help"]),
-        (["fly"], ["No such command 'fly'"]),
+        (["run"], ["Missing", "dtrain run --help"]),
+        (["launch", "slurm", "r.toml", "--nodes", "x"], ["'x' is not", "dtrain launch slurm --help says"]),
+        (["fly"], ["No such command 'fly'", "dtrain --help says"]),
         (
             ["check", "r.toml", "--prosesses", "2"],
             ["No such option '--prosesses'. Did you mean '--processes'?"],

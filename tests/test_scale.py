@@ -315,6 +315,15 @@ def test_check_refuses_what_an_engine_cannot_do(
     assert re.search(rf"^argument {number}:\d+: {place}: .*{message}", said.errors), said.errors
 
 
+def test_a_scale_file_that_is_not_there_is_called_one(
+    dtrain_here: Callable[..., Any], gan: Path, tmp_path: Path
+) -> None:
+    near = file(tmp_path, "")
+    said = dtrain_here("check", gan, "--scale", tmp_path / "scales.toml")
+    assert said.code == 2
+    assert f'scales.toml: there is no such scale file; did you mean "{near}"?' in said.errors
+
+
 def options(text: str) -> list[str]:
     """An example with each of its tables that are comments in turn; such a line has no space after its #."""
     blocks = re.split(r"\n(?=#?\[)", text)

@@ -58,7 +58,10 @@ def carry_out(arguments: list[str]) -> int:
         return refuse(str(error), is_shared=error.is_shared)
     except click.UsageError as error:
         said = error.format_message()
-        return refuse(said if said.endswith("?") else f"{said.rstrip('.')}; dtrain --help says what there is")
+        command = "dtrain" if error.ctx is None else error.ctx.command_path
+        return refuse(
+            said if said.endswith("?") else f"{said.rstrip('.')}; {command} --help says what there is"
+        )
     except (KeyboardInterrupt, click.Abort):
         complain("interrupted; the same command carries on from the newest checkpoint, if there is one")
         return INTERRUPTED

@@ -126,8 +126,8 @@ def written_letters(content: str, offset: int) -> tuple[str, list[int]]:
     return letters, places
 
 
-def open_text(path: Path, folder: Path | None = None) -> Text:
-    """A recipe's file. Raises RecipeError if there is none, or it cannot be a recipe."""
+def open_text(path: Path, folder: Path | None = None, *, what: str = "recipe") -> Text:
+    """The file of a recipe, or of `what` else. Raises RecipeError if there is none, or it cannot be one."""
     try:
         if path.exists() and not path.is_file():  # a pipe or a device may have no end
             raise RecipeError("", f"{path}: cannot be read: it is not a file")
@@ -135,12 +135,12 @@ def open_text(path: Path, folder: Path | None = None) -> Text:
             content = file.read(LARGEST + 1)
     except FileNotFoundError:
         near = near_path(path, str(path))
-        raise RecipeError("", f"{path}: there is no such recipe", suggestion=near) from None
+        raise RecipeError("", f"{path}: there is no such {what}", suggestion=near) from None
     except OSError as error:
         raise RecipeError("", f"{path}: cannot be read: {error.strerror or error}") from None
     if len(content) > LARGEST:
         raise RecipeError(
-            "", f"{path}: is larger than {LARGEST:,} bytes; a recipe is text, data lies beside it"
+            "", f"{path}: is larger than {LARGEST:,} bytes; a {what} is text, data lies beside it"
         )
     try:
         text = content.decode("utf-8-sig")

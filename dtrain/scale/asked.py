@@ -32,7 +32,7 @@ def read_scale(environment: Mapping[str, str], path: Path | None, recipe: "Recip
     said = {name: table for name, table in asked.items() if table is not None}
     document = None
     if path is not None:
-        text = open_text(path)
+        text = open_text(path, what="scale file")
         document = Document(parse(text), Sayings({(): Said(text, ())}))
         said |= _of_file(document, said)
     try:
