@@ -1,5 +1,6 @@
 """What a launch says of how to run: read from its file and from what Accelerate leaves in the environment."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from dtrain.errors import LaunchError, RecipeError, RecipeErrors
 from dtrain.recipe.reference import renewed
 from dtrain.scale.asked import read_scale
 from dtrain.scale.fit import has_blocks
+from dtrain.scale.memory import plan_memory_under
 from dtrain.scale.reference import parts
 from dtrain.scale.tables import DDP, FSDP, Activations, Compile, Scale, ZeRO
 from dtrain.spec.decode import decode, fields_of
@@ -322,6 +324,65 @@ def test_a_scale_file_that_is_not_there_is_called_one(
     said = dtrain_here("check", gan, "--scale", tmp_path / "scales.toml")
     assert said.code == 2
     assert f'scales.toml: there is no such scale file; did you mean "{near}"?' in said.errors
+
+
+@pytest.mark.parametrize(
+    ("engine", "weights", "gradients", "optimizers", "averages"),
+    [  # in weights of the trained model, of which Adam keeps two more; as the table of docs/engines.md says
+        (DDP(), 1, 1, 2, 1),
+        (ZeRO(stage=1), 1, 1, 3 / 4, 1 / 4),
+        (ZeRO(stage=2), 1, 1 / 4, 3 / 4, 1 / 4),
+        (ZeRO(stage=3), 1 / 4, 1 / 4, 2 / 4, 1 / 4),
+        (FSDP(), 1 / 4, 1 / 4, 2 / 4, 1 / 4),
+        (FSDP(accumulate="whole"), 1 / 4, 1, 2 / 4, 1 / 4),
+        (FSDP(offload=True), 0, 0, 0, 0),
+        (ZeRO(stage=2, half_parameters=True), 1 / 2, 1 / 4, 3 / 4, 1 / 4),
+        (ZeRO(stage=3, half_parameters=True), 1 / 8, 1 / 4, 3 / 4, 1 / 4),
+        (ZeRO(stage=2, offload_optimizer=True), 1, 0, 0, 0),
+        (ZeRO(stage=3, offload_optimizer=True, offload_parameters=True), 0, 0, 0, 0),
+    ],
+    ids=str,
+)
+def test_the_plan_counts_what_a_device_keeps_under_an_engine(
+    classifier: Path, engine: Any, weights: float, gradients: float, optimizers: float, averages: float
+) -> None:
+    given = ['optimizers."*"={kind = "adam", lr = 1e-3}', "averages.classifier.decay=0.9"]
+    recipe = dtrain.load(classifier, given)
+    model = recipe.models["classifier"]
+    assert isinstance(model, ModelSpec)
+    size = 4 * model.parameter_count()
+    found = plan_memory_under(engine, recipe, 4)
+    assert found is not None
+    there = [found.weights, found.gradients, found.optimizers, found.averages]
+    assert there == pytest.approx([size * each for each in (weights, gradients, optimizers, averages)], abs=1)
+
+
+def test_models_that_nobody_trains_are_whole_under_zero_and_in_parts_under_fsdp(gan: Path) -> None:
+    recipe = dtrain.load(gan)
+    sizes = {name: 4 * model.parameter_count() for name, model in recipe.models.items()}  # type: ignore[union-attr]
+    only = dataclasses.replace(recipe, optimizers={"generator": recipe.optimizers["generator"]})
+    in_parts = (plan_memory_under(engine, only, 2) for engine in (ZeRO(stage=3), FSDP()))
+    assert [found and found.weights for found in in_parts] == pytest.approx(
+        [sizes["discriminator"] + sizes["generator"] / 2, sum(sizes.values()) / 2], abs=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "processes", "said"),
+    [
+        ("", "1", "memory on each device: about"),
+        ("", "2", "memory on each of 2 devices, under DDP: about"),
+        ("engine = { kind = 'fsdp' }", "2", "memory on each of 2 devices, under FSDP2: about"),
+        ("engine = { kind = 'zero', stage = 2 }", "1", "memory on the one device, under ZeRO 2: about"),
+    ],
+)
+def test_check_says_for_which_engine_memory_is_counted(
+    dtrain_here: Callable[..., Any], gan: Path, tmp_path: Path, text: str, processes: str, said: str
+) -> None:
+    arguments = ["train.micro_batch_size=2", "--processes", processes, "--scale", file(tmp_path, text)]
+    printed = dtrain_here("check", gan, *arguments)
+    assert printed.code == 0, printed.errors
+    assert said in printed.out
 
 
 def options(text: str) -> list[str]:

@@ -53,7 +53,7 @@ def check(
         return _print_json(_of_recipe(error, str(recipe)))
     if as_json:
         return _print_json(None)
-    print_plan(loaded, data, processes)
+    print_plan(loaded, data, scale.engine, processes)
     return 0
 
 

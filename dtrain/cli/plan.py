@@ -4,8 +4,10 @@ import math
 import sys
 
 from dtrain.data.source import Description
-from dtrain.recipe.plan import checkpoint_size, pace_of, plan_memory, total_steps
+from dtrain.recipe.plan import checkpoint_size, pace_of, total_steps
 from dtrain.recipe.values import Recipe
+from dtrain.scale.memory import plan_memory_under
+from dtrain.scale.tables import DDP, FSDP, Parallel, ZeRO
 from dtrain.spec.blocks import Row
 from dtrain.spec.initial import Shape
 from dtrain.spec.layers import title
@@ -20,8 +22,8 @@ WIDTH = 48  # bars of a picture
 SAMPLES = 2_000  # steps that are looked at
 
 
-def print_plan(recipe: Recipe, data: Description | None, processes: int) -> None:
-    """Print what a recipe will do with its data, where that is known, on so many processes."""
+def print_plan(recipe: Recipe, data: Description | None, engine: Parallel, processes: int) -> None:
+    """Print what a recipe will do with its data, where that is known, on so many processes of an engine."""
     examples = None if data is None else data.count
     for name, model in recipe.models.items():
         print("\n".join(model_lines(name, model)), end="\n\n")
@@ -29,7 +31,7 @@ def print_plan(recipe: Recipe, data: Description | None, processes: int) -> None
     if rates := rate_lines(recipe, examples):
         print("\n".join(rates), end="\n\n")
     print("\n".join(data_lines(recipe, examples, processes)), end="\n\n")
-    print("\n".join(memory_lines(recipe, processes)))
+    print("\n".join(memory_lines(recipe, engine, processes)))
 
 
 def model_lines(name: str, model: Model) -> list[str]:
@@ -138,18 +140,28 @@ def data_lines(recipe: Recipe, examples: int | None, processes: int) -> list[str
     return [*lines, f"whole run: {length}, in {train.precision}{but}"]
 
 
-def memory_lines(recipe: Recipe, processes: int) -> list[str]:
+def memory_lines(recipe: Recipe, engine: Parallel, processes: int) -> list[str]:
     """Estimates in bytes."""
-    memory, size = plan_memory(recipe, processes), checkpoint_size(recipe)
+    memory, size = plan_memory_under(engine, recipe, processes), checkpoint_size(recipe)
     if memory is None or size is None:
         return ["memory and size of a checkpoint: unknown, as a model or a layer is imported"]
     parts = ("weights", "gradients", "optimizers", "averages", "activations")
     shares = ", ".join(f"{name} {bytes_text(getattr(memory, name))}" for name in parts)
     saves = f"every {recipe.every.save} steps" if recipe.every.save else "at the end alone (every.save)"
     return [
-        f"memory on each device: about {bytes_text(memory.total)} ({shares}), and the libraries' own",
+        f"memory on {devices_text(engine, processes)}: about {bytes_text(memory.total)} ({shares}), and the "
+        "libraries' own",
         f"each checkpoint: about {bytes_text(size)}, {saves}",
     ]
+
+
+def devices_text(engine: Parallel, processes: int) -> str:
+    """How many devices there are, and how they keep models: each of 4 devices, under ZeRO 2."""
+    names = {DDP: "DDP", FSDP: "FSDP2"}
+    name = f"ZeRO {engine.stage}" if isinstance(engine, ZeRO) else names[type(engine)]
+    if processes == 1:
+        return "each device" if isinstance(engine, DDP) else f"the one device, under {name}"
+    return f"each of {processes} devices, under {name}"
 
 
 def shape_text(shape: Shape) -> str:
