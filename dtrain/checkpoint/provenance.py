@@ -8,7 +8,7 @@ from typing import Any
 
 from dtrain.engines.base import Engine
 from dtrain.recipe.write import encode
-from dtrain.scale.tables import Scale
+from dtrain.scale.tables import Scale, title
 
 
 def provenance(engine: Engine, scale: Scale) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def provenance(engine: Engine, scale: Scale) -> dict[str, Any]:
 def processes(made: Mapping[str, Any]) -> str:
     """How many processes there are of what was `made`, and the engine, in words."""
     engine, size = made["engine"], made["world"]
-    called = {"ddp": "DDP", "fsdp": "FSDP2", "zero": f"ZeRO {engine.get('stage')}"}[engine["kind"]]
+    called = title(engine["kind"], engine.get("stage"))
     if size == 1 and called == "DDP":
         return "one process"
     return f"{size} process{'es' * (size > 1)} under {called}"

@@ -7,7 +7,8 @@ from dtrain.data.source import Description
 from dtrain.recipe.plan import checkpoint_size, pace_of, total_steps
 from dtrain.recipe.values import Recipe
 from dtrain.scale.memory import plan_memory_under
-from dtrain.scale.tables import DDP, FSDP, Parallel, ZeRO
+from dtrain.scale.tables import DDP, Parallel
+from dtrain.scale.tables import title as engine_title
 from dtrain.spec.blocks import Row
 from dtrain.spec.initial import Shape
 from dtrain.spec.layers import title
@@ -157,11 +158,10 @@ def memory_lines(recipe: Recipe, engine: Parallel, processes: int) -> list[str]:
 
 def devices_text(engine: Parallel, processes: int) -> str:
     """How many devices there are, and how they keep models: each of 4 devices, under ZeRO 2."""
-    names = {DDP: "DDP", FSDP: "FSDP2"}
-    name = f"ZeRO {engine.stage}" if isinstance(engine, ZeRO) else names[type(engine)]
+    called = engine_title(engine.kind, getattr(engine, "stage", None))
     if processes == 1:
-        return "each device" if isinstance(engine, DDP) else f"the one device, under {name}"
-    return f"each of {processes} devices, under {name}"
+        return "each device" if isinstance(engine, DDP) else f"the one device, under {called}"
+    return f"each of {processes} devices, under {called}"
 
 
 def shape_text(shape: Shape) -> str:

@@ -164,6 +164,11 @@ class Scale(Table):
             raise Wrong("compile.what", f'{said}; "blocks" would do')
 
 
+def title(kind: str, stage: int | None) -> str:
+    """What an engine is called where people read of it; the stage is ZeRO's."""
+    return {"ddp": "DDP", "fsdp": "FSDP2", "zero": f"ZeRO {stage}"}[kind]
+
+
 def matches(pattern: str, model: str, layer: str) -> bool:
     """Whether a pattern such as `3.*` or `generator/3.*` names a layer; `*` stands for one part of a name."""
     of_model, _, of_layer = pattern.rpartition("/")
