@@ -13,7 +13,7 @@ import tomli
 
 from dtrain.backends.torch_schedules import Schedules
 from dtrain.checkpoint.folders import Place, choose
-from dtrain.checkpoint.provenance import processes, provenance
+from dtrain.checkpoint.provenance import provenance
 from dtrain.checkpoint.read import Checkpoint, all_tensors, checkpoints_in, open_checkpoint
 from dtrain.data.loader import Loader
 from dtrain.data.opening import open_examples
@@ -31,7 +31,7 @@ from dtrain.recipe.values import Recipe
 from dtrain.recipe.write import encode, to_toml
 from dtrain.scale.asked import read_scale
 from dtrain.scale.fit import misfits, unfit
-from dtrain.scale.tables import DDP, Scale
+from dtrain.scale.tables import DDP, Scale, processes
 from dtrain.spec.lengths import Pace
 from dtrain.spec.trust import EVERYTHING, Trust
 from dtrain.systems.base import System
@@ -63,6 +63,7 @@ class Run:
     schedules: Schedules
     place: Place
     pace: Pace  # how long it is, and what lengths in epochs come to
+    where: str  # on how many processes, and under which engine
     environment: Mapping[str, Any]  # versions, device and world, for the manifest
     data: Mapping[str, Any]  # how many examples of what shapes; a resume needs the same
     best: Best
@@ -166,6 +167,7 @@ def setup(
             schedules=agreed(engine, lambda: Schedules(recipe.optimizers, pace, trust=trust)),
             place=Place(Path(), None),
             pace=pace,
+            where=processes(scale.engine, engine.world),
             environment=provenance(engine, scale),
             best=Best(recipe.checkpoint.best, best_mode(recipe), recipe.train.patience),
             lookout=lookout,
@@ -183,8 +185,7 @@ def setup(
 def watch(run: Run) -> Iterator[Any]:
     """Open the recipe's trackers and yield the one observer that tells them all; rank 0 alone has any."""
     track = run.recipe.track
-    where = processes(run.environment)
-    info = RunInfo(run.folder, run.place.id, run.recipe.name, track.project, encode(run.recipe), where)
+    info = RunInfo(run.folder, run.place.id, run.recipe.name, track.project, encode(run.recipe), run.where)
     with open_trackers(track.kinds if run.engine.rank == 0 else (), info, run.step) as observe:
         yield observe
 

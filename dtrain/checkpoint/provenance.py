@@ -2,13 +2,12 @@
 
 import platform
 import subprocess
-from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
 from dtrain.engines.base import Engine
 from dtrain.recipe.write import encode
-from dtrain.scale.tables import Scale, title
+from dtrain.scale.tables import Scale
 
 
 def provenance(engine: Engine, scale: Scale) -> dict[str, Any]:
@@ -27,15 +26,6 @@ def provenance(engine: Engine, scale: Scale) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "git": _git_commit(),
     }
-
-
-def processes(made: Mapping[str, Any]) -> str:
-    """How many processes there are of what was `made`, and the engine, in words."""
-    engine, size = made["engine"], made["world"]
-    called = title(engine["kind"], engine.get("stage"))
-    if size == 1 and called == "DDP":
-        return "one process"
-    return f"{size} process{'es' * (size > 1)} under {called}"
 
 
 def _git_commit() -> str | None:

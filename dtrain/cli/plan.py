@@ -158,7 +158,7 @@ def memory_lines(recipe: Recipe, engine: Parallel, processes: int) -> list[str]:
 
 def devices_text(engine: Parallel, processes: int) -> str:
     """How many devices there are, and how they keep models: each of 4 devices, under ZeRO 2."""
-    called = engine_title(engine.kind, getattr(engine, "stage", None))
+    called = engine_title(engine)
     if processes == 1:
         return "each device" if isinstance(engine, DDP) else f"the one device, under {called}"
     return f"each of {processes} devices, under {called}"

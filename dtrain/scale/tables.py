@@ -164,9 +164,16 @@ class Scale(Table):
             raise Wrong("compile.what", f'{said}; "blocks" would do')
 
 
-def title(kind: str, stage: int | None) -> str:
-    """What an engine is called where people read of it; the stage is ZeRO's."""
-    return {"ddp": "DDP", "fsdp": "FSDP2", "zero": f"ZeRO {stage}"}[kind]
+def title(engine: Parallel) -> str:
+    """What an engine is called where people read of it."""
+    return {"ddp": "DDP", "fsdp": "FSDP2", "zero": f"ZeRO {getattr(engine, 'stage', '')}"}[engine.kind]
+
+
+def processes(engine: Parallel, size: int) -> str:
+    """On how many processes a run is, and under which engine, in words."""
+    if size == 1 and isinstance(engine, DDP):
+        return "one process"
+    return f"{size} process{'es' * (size > 1)} under {title(engine)}"
 
 
 def matches(pattern: str, model: str, layer: str) -> bool:
