@@ -67,7 +67,8 @@ def agree(own: Mapping[str, Any], gather: Gather) -> None:
     (first_host, first), *others = said
     found: dict[tuple[Difference, ...], list[int]] = {}
     for rank, (_, table) in enumerate(others, 1):
-        if different := tuple(_differences(first, table)):
+        # What both have first: that another engine lacks options of this one says little.
+        if different := tuple(sorted(_differences(first, table), key=_is_one_sided)):
             found.setdefault(different, []).append(rank)
     lines = [
         f"{_ranks(ranks, [said[rank][0] for rank in ranks])} differ{'s' * (len(ranks) == 1)} from rank 0 "
@@ -88,6 +89,10 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterato
         if each.key.startswith(f"{CODE}.") and NOTHING in (a, b):
             continue
         yield Difference(each.key, _frozen(a), _frozen(b))
+
+
+def _is_one_sided(each: Difference) -> bool:
+    return NOTHING in (each.first, each.second)
 
 
 def _described(each: Difference) -> str:
