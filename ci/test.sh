@@ -6,7 +6,9 @@ export OMP_NUM_THREADS=1                  # a rank has one thread; two were 50 t
 bash ci/check.sh
 if [ "$#" -gt 0 ]; then
     python -m pytest "$@"
-else
-    python -m pytest -m "not alone" -n 2 --dist loadfile
-    python -m pytest -m alone             # several processes each
+    exit
 fi
+status=0
+python -m pytest -m "not alone" -n 2 --dist loadfile || status=$?
+python -m pytest -m alone || status=$?    # several processes each
+exit "$status"
