@@ -15,7 +15,7 @@ import numpy as np
 
 EXAMPLES, BATCH, MICRO, SEED = 52, 15, 3, 7
 IS_LONG = bool(os.environ.get("DTRAIN_TEST_LONG"))
-STEPS = 200 if IS_LONG else 50
+STEPS = 200 if IS_LONG else 26
 LATENT, CLASSES, VOCABULARY = 5, 4, 7
 
 Table = dict[str, Any]
