@@ -303,7 +303,7 @@ def _live(
     action: Callable[[list[str]], int], arguments: list[str], log: str, environment: dict[str, str]
 ) -> None:
     os.environ.update(environment)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of pytest-xdist ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
