@@ -106,7 +106,7 @@ def hand_written(options: ZeRO) -> Iterator[None]:
 
 def compare(folder: Path, stage: int) -> str:
     """Let both take turns, and say what a step took."""
-    options = ZeRO(stage=stage)  # type: ignore[arg-type]
+    options = ZeRO(stage=stage)  # type: ignore[arg-type]  # one of the three
     if stage == 3:  # otherwise these parameters would all stay whole
         options = ZeRO(stage=3, persistence_threshold=10_000)
     ratios: dict[str, list[float]] = {"wall": [], "processor": []}

@@ -303,7 +303,9 @@ def _live(
     action: Callable[[list[str]], int], arguments: list[str], log: str, environment: dict[str, str]
 ) -> None:
     os.environ.update(environment)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
+    # Jobs in the background of a shell, or under nohup, ignore these two.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -109,8 +109,9 @@ def test_a_run_whose_launcher_is_told_to_stop_is_saved(
 
 
 HANGS = """
-import ctypes
+import ctypes, signal
 from dtrain.stopping import Signals
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
 with Signals(lambda said: print(said, flush=True)):
     print("ready", flush=True)
     mutex = ctypes.create_string_buffer(64)  # all zero: a mutex that nobody holds

@@ -9,16 +9,13 @@ from dtrain.spec.words import visible
 DEFECT, MISTAKE, INTERRUPTED = 1, 2, 130
 STOPPED = 75  # a signal asked for it, all is saved: EX_TEMPFAIL of sysexits.h, "try again later"
 LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
-
-
-PATIENCE = 3.0  # seconds
+PATIENCE = 3.0  # seconds that a rank which says nothing leaves to the one that does
 
 
 def refuse(message: str, *, name: str = "dtrain: ", is_shared: bool = True) -> int:
     """Say a mistake, and give the exit status.
 
-    A launcher ends all processes with the first of them: one that says nothing leaves time to the one that
-    does.
+    A launcher ends all processes with the first of them, so that one has to wait that says nothing.
     """
     complain(message, name=name, is_shared=is_shared)
     if is_shared and not speaks():

@@ -17,6 +17,7 @@ def put(batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Ten
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; to a GPU out of pinned memory, so that nothing waits for the copy."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -84,7 +84,9 @@ class TorchEngine:
         self.trained = tuple(optimizers)
         self.averages = Averages(averages, self.held)
         self.statistics = Statistics(self.bare, accelerator)
-        self.passes = Passes(self.held, compiling, self.ops, self.statistics, half, tells=self.rank == 0)
+        self.passes = Passes(
+            self.held, self.bare, compiling, self.ops, self.statistics, half, tells=self.rank == 0
+        )
         self.means = Means(accelerator)
         self.skips = skips
         self.watch = Watch(self.device)
@@ -234,8 +236,8 @@ class TorchEngine:
             held.close()
         self.averages.close()
         self.statistics.clear()
-        for each in (self.held, self.bare, self.passes.bare):
-            each.clear()
+        self.held.clear()
+        self.bare.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dtrain.backends.torch_ops import DifferentiatedTwice, TorchOps, seed_generators
 from dtrain.data.order import MicroBatch
@@ -40,6 +40,7 @@ class Passes:
     def __init__(
         self,
         held: Mapping[str, Held],
+        bare: Mapping[str, nn.Module],
         compiling: Compiling,
         ops: TorchOps,
         statistics: Statistics,
@@ -48,7 +49,7 @@ class Passes:
         tells: bool,
     ):
         self.held = held
-        self.bare = {name: each.module for name, each in held.items()}
+        self.bare = bare
         self.compiling = compiling
         self.ops = ops
         self.statistics = statistics
@@ -149,4 +150,5 @@ class Passes:
 
 
 def detached(logs: Logs) -> Logs:
+    """The same numbers, through which no gradient flows."""
     return {name: value.detach() if isinstance(value, Tensor) else value for name, value in logs.items()}

@@ -33,12 +33,15 @@ class Statistics:
         return taken
 
     def forget(self) -> None:
+        """Let go of what all normalisations noted."""
         take_notes(self._norms(self.norms))
 
     def values(self) -> Values:
+        """Copies of the buffers as they are now."""
         return {name: [buffer.clone() for buffer in own] for name, own in self.loose.items() if own}
 
     def put_back(self, values: Values) -> None:
+        """Give the buffers these values."""
         for name, own in values.items():
             torch._foreach_copy_(self.loose[name], list(own))
 

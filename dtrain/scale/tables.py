@@ -166,7 +166,9 @@ class Scale(Table):
 
 def title(engine: Parallel) -> str:
     """What an engine is called where people read of it."""
-    return {"ddp": "DDP", "fsdp": "FSDP2", "zero": f"ZeRO {getattr(engine, 'stage', '')}"}[engine.kind]
+    if isinstance(engine, ZeRO):
+        return f"ZeRO {engine.stage}"
+    return "FSDP2" if isinstance(engine, FSDP) else "DDP"
 
 
 def processes(engine: Parallel, size: int) -> str:
