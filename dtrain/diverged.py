@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from dtrain.checkpoint.read import checkpoints_in
 from dtrain.engines.base import Fault, Measured
-from dtrain.errors import DivergedError
+from dtrain.errors import CheckpointError, DivergedError
 from dtrain.run import Run
 from dtrain.systems.base import Phase, distinct, steps_for, updates_before
 
@@ -104,5 +105,7 @@ def remedies(run: Run) -> list[str]:
 
 def last_good(run: Run) -> Path | None:
     """The newest checkpoint of the run, or the one that it started from; none was written after a fault."""
+    with suppress(CheckpointError):  # the run ends for another reason
+        run.writer.finished(waits=True)
     own = checkpoints_in(run.folder)
     return own[-1] if own else run.place.checkpoint

@@ -96,15 +96,20 @@ class Best:
     A few numbers, which a checkpoint holds: so a run that is cut off and resumed ends where it would have.
     """
 
-    def __init__(self, metric: str | None, mode: Mode | None, patience: int | None):
-        self.metric, self.mode, self.patience = metric, mode, patience
-        self.at: tuple[int, float] | None = None  # step and value
-        self.waited = 0  # evaluations since then
+    def __init__(self, metric: str | None, mode: Mode | None, patience: int | None, count: int = 1):
+        self.metric, self.mode, self.patience, self.count = metric, mode, patience, count
+        self.top: list[tuple[int, float]] = []  # steps and values, the best first; at most `count`
+        self.waited = 0  # evaluations since the best
+
+    @property
+    def at(self) -> tuple[int, float] | None:
+        """Step and value of the best."""
+        return self.top[0] if self.top else None
 
     @property
     def steps(self) -> list[int]:
-        """The step of the best, if there is one: its checkpoint stays."""
-        return [] if self.at is None else [self.at[0]]
+        """The steps of the best: their checkpoints stay."""
+        return [step for step, _ in self.top]
 
     @property
     def is_stale(self) -> bool:
@@ -127,16 +132,20 @@ class Best:
             raise RecipeError("checkpoint.best", said, suggestion=nearest(self.metric, there))
 
     def observe(self, step: int, metrics: Mapping[str, float], *, waits: bool) -> bool:
-        """Note an evaluation and say whether it is the best; if not, and it `waits`, patience runs."""
+        """Note an evaluation and say whether it is among the best.
+
+        If it is not the best of all, and it `waits`, patience runs.
+        """
         if self.metric is None:
             return False
         value, sign = metrics[self.metric], 1 if self.mode == "max" else -1
-        is_best = math.isfinite(value) and (self.at is None or sign * value > sign * self.at[1])
-        if is_best:
-            self.at, self.waited = (step, value), 0
+        if math.isfinite(value):  # of equal ones the first is the better
+            self.top = sorted([*self.top, (step, value)], key=lambda each: -sign * each[1])[: self.count]
+        if self.at is not None and self.at[0] == step:
+            self.waited = 0
         elif waits:
             self.waited += 1
-        return is_best
+        return step in self.steps
 
     def state(self) -> dict[str, Any] | None:
         """What a checkpoint holds of it."""
@@ -146,6 +155,7 @@ class Best:
             "metric": self.metric,
             "mode": self.mode,
             "at": self.at,
+            "top": self.top,
             "waited": self.waited,
             "stale": self.is_stale,
         }
@@ -154,6 +164,7 @@ class Best:
         """Take up a state, if it was of the same choice, and the best one's checkpoint is still there."""
         if state is None or (state["metric"], state["mode"]) != (self.metric, self.mode):
             return
-        if state["at"] is None or is_there(state["at"][0]):
-            self.at = None if state["at"] is None else (state["at"][0], state["at"][1])
+        top = state.get("top", [] if state["at"] is None else [state["at"]])  # format 1 has the best alone
+        if not top or is_there(top[0][0]):
+            self.top = [(step, value) for step, value in top if is_there(step)][: self.count]
             self.waited = state.get("waited", 0)

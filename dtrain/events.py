@@ -51,7 +51,10 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Saved:
-    """A whole checkpoint lies at `path`."""
+    """A whole checkpoint of `step` lies at `path`.
+
+    It is told then or at a later step, as writing takes its time: on each rank perhaps at another.
+    """
 
     step: int
     path: Path

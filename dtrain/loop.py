@@ -4,10 +4,9 @@ import itertools
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 from dtrain.backends.torch_schedules import Settings
-from dtrain.checkpoint.write import keep, write
+from dtrain.checkpoint.write import Content, keep
 from dtrain.diverged import check, count, turn_of
 from dtrain.engines.base import Measured, Update
 from dtrain.evaluation import evaluate
@@ -81,6 +80,7 @@ def events(run: Run, stopping: Callable[[], signal.Signals | None]) -> Iterator[
         if logs or evaluates or samples or saves or done % LOOK == 0:
             check(run, weights=saves)
         yield Stepped(done, {**measure(run, measured), **clock.read()} if logs else {})
+        yield from saved(run, waits=False)
         if logs:
             measured.clear()
 
@@ -104,13 +104,16 @@ def events(run: Run, stopping: Callable[[], signal.Signals | None]) -> Iterator[
             yield from sample(run)
         if saves:
             refresh(run)
-            path = save(run)
-            yield Saved(done, path)
+            yield from saved(run, waits=True)  # of two at once the second waits
+            begin_save(run)
             if asked is not None and not is_last:
-                yield Stopped(done, path, asked)
+                for event in saved(run, waits=True):
+                    yield event
+                    yield Stopped(done, event.path, asked)
                 return
         if evaluates or samples or saves:
             clock.restart()
+    yield from saved(run, waits=True)
     yield Finished(run.step, run.skipped, run.best.why_stale)
 
 
@@ -164,20 +167,25 @@ def measure(run: Run, measured: Mapping[str, Measured]) -> dict[str, float]:
     return metrics | ({"skipped": run.skipped} if run.recipe.train.on_nonfinite == "skip" else {})
 
 
-def save(run: Run) -> Path:
-    """Write a checkpoint, then delete those that need not stay."""
-    run.position.long("saving a checkpoint")
-    path = write(
-        run.folder,
-        step=run.step,
-        engine=run.engine,
-        recipe=to_toml(run.recipe),
-        state=run.state(),
-        environment=run.environment,
-    )
-    if run.engine.rank == 0:
-        keep(run.folder, newest=run.recipe.checkpoint.keep, best=run.best.steps)
-    return path
+def begin_save(run: Run) -> None:
+    """Copy the state; it is written while the loop goes on. Then those are deleted that need not stay."""
+    run.position.long("copying the state for a checkpoint")
+    content = Content(run.step, to_toml(run.recipe), run.state(), run.environment)
+    kept, best = run.recipe.checkpoint, run.best.steps
+
+    def then() -> None:
+        if run.engine.rank == 0:
+            keep(run.folder, newest=kept.keep, best=best, every=kept.keep_every)
+
+    run.writer.begin(run.engine, content, then)
+
+
+def saved(run: Run, *, waits: bool) -> Iterator[Saved]:
+    """The checkpoint that has become whole, if any. Raises CheckpointError if it cannot be written."""
+    if waits:
+        run.position.long("writing a checkpoint")
+    if (found := run.writer.finished(waits=waits)) is not None:
+        yield Saved(*found)
 
 
 class Clock:

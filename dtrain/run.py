@@ -15,6 +15,8 @@ from dtrain.backends.torch_schedules import Schedules
 from dtrain.checkpoint.folders import Place, choose
 from dtrain.checkpoint.provenance import provenance
 from dtrain.checkpoint.read import Checkpoint, all_tensors, checkpoints_in, open_checkpoint
+from dtrain.checkpoint.write import Ranks
+from dtrain.checkpoint.writer import Writer
 from dtrain.data.loader import Loader
 from dtrain.data.opening import open_examples
 from dtrain.data.order import Order, Sweep
@@ -68,6 +70,7 @@ class Run:
     data: Mapping[str, Any]  # how many examples of what shapes; a resume needs the same
     best: Best
     lookout: "Lookout"
+    writer: Writer = field(init=False)
     step: int = 0
     skipped: int = 0  # updates whose numbers were not finite
     skipped_in_a_row: int = 0  # of them, those since the last that was not
@@ -169,7 +172,9 @@ def setup(
             pace=pace,
             where=processes(scale.engine, engine.world),
             environment=provenance(engine, scale),
-            best=Best(recipe.checkpoint.best, best_mode(recipe), recipe.train.patience),
+            best=Best(
+                recipe.checkpoint.best, best_mode(recipe), recipe.train.patience, recipe.checkpoint.keep_best
+            ),
             lookout=lookout,
             data=data,
         )
@@ -177,6 +182,7 @@ def setup(
         if (checkpoint := run.place.checkpoint) is not None:
             run.position.long("restoring the checkpoint")
             agreed(engine, lambda: _restore(run, checkpoint))
+        run.writer = stack.enter_context(_open_writer(run))
         run.resources = stack.pop_all()
     return run
 
@@ -279,9 +285,16 @@ def _choose(run: Run, runs: Path, fresh: bool, once: bool, resume: str | Path | 
         yield Place(Path(folder), checkpoint and Path(checkpoint))
 
 
+def _open_writer(run: Run) -> Writer:
+    from dtrain.world.exchange import open_gather
+
+    ranks = Ranks(run.engine.rank, open_gather(run.engine.world, TIMEOUT))
+    return Writer(run.folder, ranks, run.recipe.checkpoint.shard_bytes)
+
+
 def _restore(run: Run, path: Path) -> None:
     def read() -> tuple[Checkpoint, dict[str, dict[str, Any]]]:
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_checkpoint(path, hashes=run.recipe.checkpoint.verify or None)
         _check_optimizers(run.recipe, tomli.loads(checkpoint.recipe)["optimizers"])
         return checkpoint, all_tensors(checkpoint)
 

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,18 @@ import safetensors.torch
 import tomli
 import torch
 from accelerate.utils import gather_object
+from blake3 import blake3
 from conftest import Said, cut_off, last_tensors, only_run, start, start_two, tensors_of
 from safetensors import safe_open
 
 import dtrain
 from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
-from dtrain.checkpoint.write import assign
+from dtrain.checkpoint.snapshot import assign
 from dtrain.cli.app import main
 from dtrain.errors import CheckpointError, DtrainError
 from dtrain.events import Evaluated
-from dtrain.format.files import sealed
+from dtrain.format.files import FORMAT, sealed
+from dtrain.format.hashes import digest_of
 
 Here = Callable[..., Said]
 
@@ -66,13 +67,16 @@ def test_the_manifest_lists_every_file_and_tensor_with_its_hash(checkpoint: Path
     manifest = json.loads((checkpoint / "manifest.json").read_text())
 
     def hash_of(data: bytes) -> str:
-        return blake2b(data, digest_size=16).hexdigest()
+        return str(blake3(data).hexdigest(length=16))
 
-    assert manifest["files"] == {
-        file.name: {"size": file.stat().st_size, "hash": hash_of(file.read_bytes())}
-        for file in checkpoint.iterdir()
-        if file.name != "manifest.json"
-    }
+    def entry_of(file: Path) -> dict[str, Any]:
+        """Of a file of tensors, each of which has its own, the header's hash."""
+        data = file.read_bytes()
+        header = 8 + int.from_bytes(data[:8], "little")
+        return {"size": len(data), "hash": hash_of(data[:header] if file.suffix == ".safetensors" else data)}
+
+    files = {file.name: entry_of(file) for file in checkpoint.iterdir() if file.name != "manifest.json"}
+    assert manifest["files"] == files
     tensors = tensors_of(checkpoint)
     assert manifest["tensors"] == {name: hash_of(data) for name, (_, _, data) in tensors.items()}
     checksum = manifest.pop("checksum")
@@ -171,8 +175,7 @@ FILES = ("models", "optimizers", "averages", "state.json", "recipe.toml", "manif
 
 
 def file_of(checkpoint: Path, name: str) -> Path:
-    (file,) = checkpoint.glob(f"{name}*")
-    return file
+    return next(checkpoint.glob(f"{name}-*"), checkpoint / name)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -207,7 +210,7 @@ def replace_tensors(checkpoint: Path, part: str, change: Callable[[dict[str, tor
 
 
 def entry_of(file: Path) -> dict[str, Any]:
-    return {"size": file.stat().st_size, "hash": blake2b(file.read_bytes(), digest_size=16).hexdigest()}
+    return {"size": file.stat().st_size, "hash": digest_of(file, FORMAT)}
 
 
 def reseal(checkpoint: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -220,7 +223,7 @@ def reseal(checkpoint: Path, change: Callable[[dict[str, Any]], object]) -> None
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda manifest: manifest.update(format=2), "has format 2; this dtrain reads format 1"),
+        (lambda manifest: manifest.update(format=3), "has format 3; this dtrain reads formats 1 and 2"),
         (lambda manifest: manifest.pop("files"), "manifest.json"),
         (lambda manifest: manifest.update(files=[]), "manifest.json"),
         (lambda manifest: manifest["files"].pop("state.json"), "lacks state.json"),

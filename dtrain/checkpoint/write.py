@@ -2,14 +2,13 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-
-from dtrain.checkpoint.read import checkpoints_in
-from dtrain.engines.base import Engine
+from dtrain.checkpoint.read import checkpoints_in, step_of
+from dtrain.checkpoint.snapshot import Shard, Snapshot
+from dtrain.checkpoint.tensor_files import Written, write_tensors
 from dtrain.errors import CheckpointError
 from dtrain.format.files import (
     FORMAT,
@@ -20,9 +19,8 @@ from dtrain.format.files import (
     canonical,
     folder_name,
     hash_of,
-    hash_of_file,
+    index_name,
     sealed,
-    shard_name,
     sync,
     write_synced,
 )
@@ -30,49 +28,96 @@ from dtrain.format.files import (
 PARTIAL = ".partial"  # beside checkpoints/: what is being written or removed
 
 
-def write(
-    run: Path,
-    *,
-    step: int,
-    engine: Engine,
-    recipe: str,
-    state: Mapping[str, Any],
-    environment: Mapping[str, Any],
-) -> Path:
-    """Write `run/checkpoints/step-...`, each rank its share of the tensors, and return its path.
+@dataclass(frozen=True)
+class Ranks:
+    """Which of the processes that write together this one is, and how they tell each other of it."""
+
+    rank: int
+    gather: Callable[[Any], list[Any]]  # every rank's value, by rank; of what JSON holds
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint holds besides tensors."""
+
+    step: int
+    recipe: str  # resolved
+    state: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+
+def write(run: Path, content: Content, shards: Sequence[Shard], snapshot: Snapshot, ranks: Ranks) -> Path:
+    """Write `run/checkpoints/step-...`, each rank its files, and return its path.
 
     Raises CheckpointError on every rank if any of them cannot write; nothing saved before is touched.
     """
-    place = run / "checkpoints" / folder_name(step)
-    partial = run / PARTIAL / folder_name(step)
+    place = run / "checkpoints" / folder_name(content.step)
+    partial = run / PARTIAL / folder_name(content.step)
 
     def prepare() -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         place.parent.mkdir(exist_ok=True)
 
+    def write_share() -> dict[str, Any]:
+        snapshot.wait()
+        own = [shard for shard in shards if shard.rank == ranks.rank]
+        return {shard.file: _write_shard(partial, shard, snapshot) for shard in own}
+
     def finish() -> None:
-        files = {name: entry for share in shares for name, entry in share["files"].items()}
-        tensors = {name: digest for share in shares for name, digest in share["tensors"].items()}
-        for name, data in ((RECIPE, recipe.encode()), (STATE, canonical(state))):
-            write_synced(partial / name, data)
-            files[name] = {"size": len(data), "hash": hash_of(data)}
-        manifest = {
-            "format": FORMAT,
-            "step": step,
-            "files": files,
-            "tensors": tensors,
-            "environment": environment,
-        }
-        write_synced(partial / MANIFEST, sealed(manifest))
-        sync(partial)
+        written = {name: Written(*entry) for share in shares for name, entry in share.items()}
+        _seal(partial, content, shards, written)
         partial.rename(place)
         sync(place.parent)
 
-    together(engine, prepare if engine.rank == 0 else _nothing, place)
-    shares = together(engine, lambda: _write_share(partial, engine), place)
-    together(engine, finish if engine.rank == 0 else _nothing, place)
+    _together(ranks, prepare if ranks.rank == 0 else _nothing, place)
+    shares = _together(ranks, write_share, place)
+    _together(ranks, finish if ranks.rank == 0 else _nothing, place)
     return place
+
+
+def _write_shard(partial: Path, shard: Shard, snapshot: Snapshot) -> list[Any]:
+    """Write one file of tensors; what `Written` says of it, as JSON takes it."""
+    return list(
+        write_tensors(partial / shard.file, {name: snapshot[shard.part, name] for name in shard.names})
+    )
+
+
+def _seal(partial: Path, content: Content, shards: Sequence[Shard], written: Mapping[str, Written]) -> None:
+    """Write all that is no tensor, the manifest last, and see that the folder is on the disk."""
+    tensors = {
+        f"{shard.part}/{name}": digest
+        for shard in shards
+        for name, digest in written[shard.file].tensors.items()
+    }
+    small = {RECIPE: content.recipe.encode(), STATE: canonical(content.state)}
+    for part in PARTS:
+        if own := [shard for shard in shards if shard.part == part]:
+            small[index_name(part)] = _index(own, written)
+    files = {name: {"size": each.size, "hash": each.header} for name, each in written.items()}
+    for name, data in small.items():
+        write_synced(partial / name, data)
+        files[name] = {"size": len(data), "hash": hash_of(data)}
+    manifest = {
+        "format": FORMAT,
+        "step": content.step,
+        "files": files,
+        "tensors": tensors,
+        "environment": content.environment,
+    }
+    write_synced(partial / MANIFEST, sealed(manifest))
+    sync(partial)
+
+
+def _index(shards: Sequence[Shard], written: Mapping[str, Written]) -> bytes:
+    """Which file has each tensor, as Hugging Face's tools look it up."""
+    total = sum(written[shard.file].values for shard in shards)
+    return canonical(
+        {
+            "metadata": {"total_size": total},
+            "weight_map": {name: shard.file for shard in shards for name in shard.names},
+        }
+    )
 
 
 def remove(checkpoint: Path) -> None:
@@ -87,13 +132,13 @@ def remove(checkpoint: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
-def together(engine: Engine, action: Callable[[], Any], place: Path) -> list[Any]:
+def _together(ranks: Ranks, action: Callable[[], Any], place: Path) -> list[Any]:
     """Do something on every rank; if it fails on any, raise the same CheckpointError on all."""
     try:
         result, problem = action(), ""
     except Exception as error:  # whatever it is, the other ranks are waiting to hear of it
         result, problem = None, f"{type(error).__name__}: {error}"
-    results = engine.gather((result, problem))
+    results = ranks.gather((result, problem))
     problems = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(results) if text]
     if problems:
         shutil.rmtree(place.parent.parent / PARTIAL / place.name, ignore_errors=True)
@@ -103,47 +148,14 @@ def together(engine: Engine, action: Callable[[], Any], place: Path) -> list[Any
     return [result for result, _ in results]
 
 
-def _write_share(partial: Path, engine: Engine) -> dict[str, Any]:
-    """This rank's files: of each part, the tensors that keep the ranks' shares even."""
-    sizes: dict[str, dict[str, int]] = {part: {} for part in PARTS}
-    for part, name, size in engine.sizes():
-        sizes[part][name] = size
-    owners = {part: assign(named, engine.world) for part, named in sizes.items()}
-    own: dict[str, dict[str, torch.Tensor]] = {part: {} for part in PARTS}
-    for part, name, tensor in engine.tensors():  # whole for a moment on every rank, where models are split
-        if owners[part][name] == engine.rank:
-            own[part][name] = tensor.cpu().contiguous()
-    files: dict[str, Any] = {}
-    digests: dict[str, str] = {}
-    for part, named in own.items():
-        if named:
-            path = partial / shard_name(part, engine.rank + 1, len(set(owners[part].values())))
-            save_file(named, path)
-            sync(path)
-            files[path.name] = {"size": path.stat().st_size, "hash": hash_of_file(path)}
-        for name, tensor in named.items():
-            digests[f"{part}/{name}"] = hash_of(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return {"files": files, "tensors": digests}
-
-
-def assign(sizes: Mapping[str, int], world: int) -> dict[str, int]:
-    """The rank that writes each tensor: the largest first, each to the rank with the least so far."""
-    loads = [0] * world
-    owners = {}
-    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        owners[name] = rank = loads.index(min(loads))
-        loads[rank] += max(sizes[name], 1)
-    return owners
-
-
 def _nothing() -> None:
     """What the ranks do that have nothing to do but must hear whether it went well."""
 
 
-def keep(run: Path, *, newest: int, best: Sequence[int]) -> None:
-    """Delete all checkpoints of a run but the newest ones and those of the steps in `best`."""
+def keep(run: Path, *, newest: int, best: Sequence[int], every: int) -> None:
+    """Delete the checkpoints of a run but the newest, those of steps in `best` and each `every` steps."""
     found = checkpoints_in(run)
     kept = {folder_name(step) for step in best} | {path.name for path in found[-newest:]}
     for path in found:
-        if path.name not in kept:
+        if path.name not in kept and not (every and step_of(path) % every == 0):
             remove(path)

@@ -1,6 +1,5 @@
 """Finds checkpoints and reads what is no tensor in them: checked first, and nothing is ever executed."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,10 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.errors import CheckpointError
-from dtrain.format.files import MANIFEST, RECIPE, STATE, canonical, folder_name, hash_of, hash_of_file, unseal
+from dtrain.format.files import (
+    MANIFEST,
+    RECIPE,
+    STATE,
+    canonical,
+    folder_name,
+    hash_of,
+    parse,
+    read_small,
+    unseal,
+)
+from dtrain.format.hashes import altered, digest_of
 
 NAME = re.compile(r"step-\d{8,}")
 SMALL = (RECIPE, STATE)  # the files that are read whole
+QUICK = 1 << 30  # bytes of a checkpoint whose hashes are checked whenever it is opened: a third of a second
 
 
 @dataclass(frozen=True)
@@ -28,17 +39,31 @@ class Checkpoint:
         return int(self.state["step"])
 
     @property
+    def format(self) -> int:
+        return int(self.manifest["format"])
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files but the manifest."""
+        return sum(entry["size"] for entry in self.manifest["files"].values())
+
+    @property
     def checksum(self) -> str:
         """That of the manifest, which holds the hashes of all files: no other checkpoint has it."""
-        return hash_of(canonical(self.manifest))
+        return hash_of(canonical(self.manifest), self.format)
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Check every file of a checkpoint against its manifest, sizes and hashes, and read the small ones.
+def open_checkpoint(path: Path, *, hashes: bool | None = None) -> Checkpoint:
+    """Check every file of a checkpoint against its manifest, and read the small ones.
 
-    Raises CheckpointError naming the file that is missing, cut short or altered.
+    Sizes and headers always; of tensors the `hashes` too where asked for, or, if nothing is said, where there
+    is at most a GB of them. Raises CheckpointError naming the file that is missing, cut short or altered.
     """
-    return _read(path, None)
+    checkpoint = _read(path, None)
+    if checkpoint.size <= QUICK if hashes is None else hashes:
+        for problem in altered(checkpoint.path, checkpoint.manifest):
+            raise CheckpointError(problem)
+    return checkpoint
 
 
 def glance_at(path: Path) -> Checkpoint:
@@ -48,35 +73,49 @@ def glance_at(path: Path) -> Checkpoint:
 
 def _read(path: Path, only: tuple[str, ...] | None) -> Checkpoint:
     manifest = unseal(path / MANIFEST)
-    try:
-        files = {name: (entry["size"], entry["hash"]) for name, entry in manifest["files"].items()}
-        list(manifest["tensors"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path / MANIFEST} is not one of dtrain's: {error!r}") from None
-    for name, (size, digest) in files.items():
+    _check_manifest(path / MANIFEST, manifest)
+    files = manifest["files"]
+    for name in files:
         if only is None or name in only:
-            _check(path, name, size, digest)
+            _check(path, name, files[name], manifest["format"])
     missing = [name for name in SMALL if name not in files]
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}")
+    state = parse(read_small(path / STATE), path / STATE)
     try:
-        state = json.loads((path / STATE).read_bytes())
-        recipe = (path / RECIPE).read_text(encoding="utf-8")
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path / STATE} is not one of dtrain's: it holds no table")
+        recipe = read_small(path / RECIPE).decode()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path / RECIPE} cannot be read: {error}") from None
     return Checkpoint(path, manifest, state, recipe)
 
 
-def _check(path: Path, name: str, size: int, digest: str) -> None:
+def _check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless a manifest lists files and tensors as ours do."""
+    match manifest:
+        case {"files": dict(files), "tensors": dict(tensors), "environment": dict(), "step": int()}:
+            pass
+        case _:
+            said = "it lists no files, tensors, step or environment"
+            raise CheckpointError(f"{path} is not one of dtrain's: {said}")
+    for name, entry in files.items():
+        match entry:
+            case {"size": int(size), "hash": str()} if size >= 0 and type(size) is int:
+                pass
+            case _:
+                raise CheckpointError(f"{path} is not one of dtrain's: {name} has no size and hash")
+    for name, digest in tensors.items():
+        if not isinstance(digest, str):
+            raise CheckpointError(f"{path} is not one of dtrain's: {name} has no hash")
+
+
+def _check(path: Path, name: str, entry: Mapping[str, Any], form: int) -> None:
     file = path / name
-    if Path(name).name != name or file.is_symlink() or not file.is_file():
+    if Path(name).name != name or "\0" in name or file.is_symlink() or not file.is_file():
         raise CheckpointError(f"{file} is missing, or not a file of this checkpoint")
     found = file.stat().st_size
-    if found != size:
-        raise CheckpointError(f"{file} was cut short or altered: {found} bytes, not {size}")
-    if hash_of_file(file) != digest:
+    if found != entry["size"]:
+        raise CheckpointError(f"{file} was cut short or altered: {found} bytes, not {entry['size']}")
+    if digest_of(file, form) != entry["hash"]:
         raise CheckpointError(f"{file} was altered: its hash differs from the one in {MANIFEST}")
 
 

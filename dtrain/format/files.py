@@ -7,11 +7,15 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
+
 from dtrain.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2  # what is written; 1 had other hashes (BLAKE2b), one file a rank and no index files
+FORMATS = (1, 2)  # what is read
 PARTS = ("models", "optimizers", "averages")
 RECIPE, STATE, MANIFEST = "recipe.toml", "state.json", "manifest.json"
+LARGEST = 1 << 24  # bytes of a JSON file or header: some 100,000 tensors
 
 
 def folder_name(step: int) -> str:
@@ -24,18 +28,16 @@ def shard_name(part: str, number: int, count: int) -> str:
     return f"{part}-{number:05d}-of-{count:05d}.safetensors"
 
 
-def hash_of(data: bytes | memoryview) -> str:
-    """The hash of bytes that a manifest records."""
-    return blake2b(data, digest_size=16).hexdigest()
+def index_name(part: str) -> str:
+    """Where Hugging Face's tools look up which file has a tensor."""
+    return f"{part}.safetensors.index.json"
 
 
-def hash_of_file(path: Path) -> str:
-    """The same, of a whole file, read piece by piece."""
-    state = blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            state.update(piece)
-    return state.hexdigest()
+def hash_of(data: bytes | memoryview, form: int = FORMAT) -> str:
+    """The hash of bytes that a manifest of a format records: 128 bits of BLAKE3, some GB a second."""
+    if form == 1:
+        return blake2b(data, digest_size=16).hexdigest()
+    return blake3(data).hexdigest(length=16)
 
 
 def canonical(value: Any) -> bytes:
@@ -45,26 +47,67 @@ def canonical(value: Any) -> bytes:
 
 def sealed(manifest: Mapping[str, Any]) -> bytes:
     """A manifest's bytes with its own checksum inside."""
-    return canonical({**manifest, "checksum": hash_of(canonical(manifest))})
+    return canonical({**manifest, "checksum": hash_of(canonical(manifest), _format_of(manifest))})
 
 
 def unseal(path: Path) -> dict[str, Any]:
     """Read a manifest. Raises CheckpointError if it is missing, altered or of a later format."""
+    if not path.exists():
+        raise CheckpointError(f"{path.parent} is not a checkpoint: it has no {MANIFEST}")
+    text = read_small(path)
+    manifest = parse(text, path)
+    manifest.pop("checksum", None)
+    form = manifest.get("format")
+    if type(form) is int and form > FORMAT:
+        known = " and ".join(map(str, FORMATS))
+        raise CheckpointError(f"{path} has format {form}; this dtrain reads formats {known}")
     try:
-        manifest = json.loads(path.read_bytes())
-        checksum = manifest.pop("checksum")
-        whole = checksum == hash_of(canonical(manifest))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} is not a checkpoint: it has no {MANIFEST}") from None
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not whole:
+        is_whole = sealed(manifest) == text  # to the byte, so nothing is said twice in it
+    except (ValueError, TypeError, RecursionError):
+        is_whole = False
+    if not is_whole:
         raise CheckpointError(f"{path} was altered: its checksum differs")
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {manifest.get('format')}; this dtrain reads format {FORMAT}"
-        )
-    return dict(manifest)
+    return manifest
+
+
+def read_small(path: Path) -> bytes:
+    """A file that is read whole. Raises CheckpointError if it cannot be, or is too large for one of ours."""
+    try:
+        if not path.is_file():  # a pipe would never end
+            raise CheckpointError(f"{path} is missing, or not a file of this checkpoint")
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if len(data) > LARGEST:
+        raise CheckpointError(f"{path} has more than {LARGEST:,} bytes; a checkpoint's own has fewer")
+    return data
+
+
+def parse(text: bytes, path: Path) -> dict[str, Any]:
+    """The table that JSON holds. Raises CheckpointError of what is none, also of NaN and of a key twice."""
+    try:
+        table = json.loads(text, parse_constant=_refuse, object_pairs_hook=_each_once)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{path} is not one of dtrain's: it holds no table")
+    return table
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return table
+
+
+def _format_of(manifest: Mapping[str, Any]) -> int:
+    return 1 if manifest.get("format") == 1 else FORMAT
 
 
 def write_synced(path: Path, data: bytes) -> None:

@@ -47,6 +47,9 @@ class Train(Table):
     # sums of gradients that gradients of micro-batches are added up in, each by itself: then any number of
     # processes that divides it gives the same bits; sums go by the number of processes if left out
     lanes: Positive | None = None
+    # kernels that give the same bits each time, or a mistake that names what has none; and a record of every
+    # step, by which `dtrain reproduce` finds the first that differs
+    deterministic: bool = False
     # where a loss or a gradient is not finite: stop, or skip the update
     on_nonfinite: Literal["stop", "skip"] = "stop"
     patience: Positive | None = None  # ends after so many evaluations without a better `checkpoint.best`
@@ -81,12 +84,17 @@ class Evaluate(Table):
 
 @table
 class Checkpoint(Table):
-    """Which checkpoints stay."""
+    """How checkpoints are kept, and which of them stay."""
 
     keep: Positive = 3  # the newest ones
+    keep_every: Natural = 0  # and those of every so many steps, for ever; 0: none
     best: str | None = None  # and the best by this metric, such as "evaluate/accuracy"
+    keep_best: Positive = 1  # how many of the best
     # which value of `best` is best; to be said where neither its kind nor the system does
     mode: Literal["max", "min"] | None = None
+    shard_bytes: Positive = 4_000_000_000  # of a file at most, unless a single tensor is larger
+    # whether hashes of all tensors are checked when one is read; of at most 1 GB they always are
+    verify: bool = False
 
 
 @table
@@ -116,5 +124,5 @@ class Recipe(Table):
     averages: Frozen[AnyAverage] = field(default_factory=empty)  # by model
     every: Every = Every()  # periods
     evaluate: Evaluate = Evaluate()  # other data and metrics of evaluation
-    checkpoint: Checkpoint = Checkpoint()  # which checkpoints stay
+    checkpoint: Checkpoint = Checkpoint()  # how they are kept, and which stay
     track: Track = Track()  # who watches the run

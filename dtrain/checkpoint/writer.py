@@ -1,0 +1,57 @@
+"""Saves while training goes on: the loop is held as long as its state is copied, a thread does the rest."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dtrain.checkpoint.snapshot import Snapshot
+from dtrain.checkpoint.write import Content, Ranks, write
+from dtrain.engines.base import Engine
+
+
+class Writer:
+    """One checkpoint at a time: who begins another waits for it. A `with` resource of the main thread."""
+
+    def __init__(self, run: Path, ranks: Ranks, shard_bytes: int):
+        self._run, self._ranks, self._shard_bytes = run, ranks, shard_bytes
+        self._snapshot = Snapshot()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dtrain-writer")
+        self._latest: tuple[int, Future[Path]] | None = None
+
+    def begin(self, engine: Engine, content: Content, then: Callable[[], None]) -> None:
+        """Copy the state of an engine and begin to write it; `then` follows when it is whole.
+
+        Collective; `finished` was called before, so that none is being written.
+        """
+        assert self._latest is None
+        shards = self._snapshot.take(engine, self._shard_bytes)
+
+        def work() -> Path:
+            path = write(self._run, content, shards, self._snapshot, self._ranks)
+            then()
+            return path
+
+        self._latest = content.step, self._thread.submit(work)
+
+    def finished(self, *, waits: bool) -> tuple[int, Path] | None:
+        """The step and path of a checkpoint that became whole since this was last asked, if there is one.
+
+        With `waits` the one that is being written is waited for. Raises CheckpointError if it failed.
+        """
+        if self._latest is None or not (waits or self._latest[1].done()):
+            return None
+        (step, future), self._latest = self._latest, None
+        return step, future.result()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        """Wait for what is being written; if it fails after another exception, that one is raised alone."""
+        try:
+            with suppress(*([] if kind is None else [Exception])):
+                self.finished(waits=True)
+        finally:
+            self._thread.shutdown()

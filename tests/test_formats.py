@@ -1,0 +1,54 @@
+"""Checkpoints of every format that there was: small ones, kept as they were written, are read and carried on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import start_two, tensors_of
+
+import dtrain
+from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
+from dtrain.format.files import FORMATS
+
+pytestmark = pytest.mark.alone
+
+KEPT = Path(__file__).parent / "checkpoints"  # of the tiny GAN of conftest, after 4 of its 8 steps
+
+
+def kept(form: int) -> Path:
+    return KEPT / f"format-{form}"
+
+
+def test_there_is_one_of_each_format() -> None:
+    assert sorted(path.name for path in KEPT.iterdir()) == [f"format-{form}" for form in FORMATS]
+    for form in FORMATS:
+        assert open_checkpoint(kept(form), hashes=True).format == form
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_run_carries_on_from_it_with_its_very_bits(form: int, gan: Path, tmp_path: Path) -> None:
+    saved = tensors_of(kept(form))
+    with dtrain.setup(dtrain.load(gan), runs=tmp_path / "runs", resume=kept(form)) as run:
+        assert run.step == 4
+        own = {
+            f"{part}/{name}": (str(tensor.dtype), tuple(tensor.shape), tensor.numpy().tobytes())
+            for part, name, tensor in run.engine.tensors()
+        }
+        assert own == saved
+        for _ in dtrain.train(run):
+            pass
+    ended = open_checkpoint(checkpoints_in(run.folder)[-1])
+    assert (ended.step, ended.format) == (8, FORMATS[-1])
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_its_models_load(form: int) -> None:
+    models = dtrain.load_models(kept(form))
+    assert models["generator"](torch.zeros(2, 4)).shape == (2, 1, 8, 8)
+    averaged = tensors_of(kept(form))["averages/generator/0.weight"][2]
+    assert models["generator"].state_dict()["0.weight"].numpy().tobytes() == averaged
+
+
+def test_two_processes_carry_on_from_the_first_format(gan: Path, tmp_path: Path) -> None:
+    lives = start_two("run", gan, "--resume", kept(1), "--runs", tmp_path / "runs", log=tmp_path / "log")
+    assert [life.end() for life in lives] == [0, 0], [life.said for life in lives]
