@@ -11,6 +11,7 @@ from dtrain.diverged import check, count, turn_of
 from dtrain.engines.base import Measured, Update
 from dtrain.evaluation import evaluate
 from dtrain.events import Evaluated, Event, Finished, Saved, Started, Stepped, Stopped
+from dtrain.format.files import canonical
 from dtrain.recipe.write import to_toml
 from dtrain.run import Run
 from dtrain.sampling import sample
@@ -75,10 +76,12 @@ def events(run: Run, stopping: Callable[[], signal.Signals | None]) -> Iterator[
             clock.rates |= {name: each["lr"] for name, each in settings.items()}
         run.engine.stepped(run.step)
         run.step = done
+        run.recorder.note(done)
         asked = None if is_last else stopping()
         saves = saves or asked is not None
         if logs or evaluates or samples or saves or done % LOOK == 0:
             check(run, weights=saves)
+            run.recorder.flush()
         yield Stepped(done, {**measure(run, measured), **clock.read()} if logs else {})
         yield from saved(run, waits=False)
         if logs:
@@ -170,7 +173,7 @@ def measure(run: Run, measured: Mapping[str, Measured]) -> dict[str, float]:
 def begin_save(run: Run) -> None:
     """Copy the state; it is written while the loop goes on. Then those are deleted that need not stay."""
     run.position.long("copying the state for a checkpoint")
-    content = Content(run.step, to_toml(run.recipe), run.state(), run.environment)
+    content = Content(run.step, to_toml(run.recipe), canonical(run.state()), run.environment, run.origin)
     kept, best = run.recipe.checkpoint, run.best.steps
 
     def then() -> None:
@@ -185,6 +188,7 @@ def saved(run: Run, *, waits: bool) -> Iterator[Saved]:
     if waits:
         run.position.long("writing a checkpoint")
     if (found := run.writer.finished(waits=waits)) is not None:
+        run.recorder.saved(*found)
         yield Saved(*found)
 
 

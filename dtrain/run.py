@@ -13,8 +13,9 @@ import tomli
 
 from dtrain.backends.torch_schedules import Schedules
 from dtrain.checkpoint.folders import Place, choose
-from dtrain.checkpoint.provenance import provenance
+from dtrain.checkpoint.provenance import origin_of, provenance
 from dtrain.checkpoint.read import Checkpoint, all_tensors, checkpoints_in, open_checkpoint
+from dtrain.checkpoint.record import Recorder, RecordFile
 from dtrain.checkpoint.write import Ranks
 from dtrain.checkpoint.writer import Writer
 from dtrain.data.loader import Loader
@@ -22,6 +23,7 @@ from dtrain.data.opening import open_examples
 from dtrain.data.order import Order, Sweep
 from dtrain.data.source import Examples
 from dtrain.engines.base import Engine
+from dtrain.engines.deterministic import deterministic
 from dtrain.engines.together import agreed
 from dtrain.errors import CheckpointError, DataError, DtrainError, RecipeError
 from dtrain.evaluation import Best, Evaluator, open_metrics
@@ -71,6 +73,8 @@ class Run:
     best: Best
     lookout: "Lookout"
     writer: Writer = field(init=False)
+    recorder: Recorder = field(init=False)
+    origin: Mapping[str, Any] | None = None  # the checkpoint of another run that it began from
     step: int = 0
     skipped: int = 0  # updates whose numbers were not finite
     skipped_in_a_row: int = 0  # of them, those since the last that was not
@@ -143,6 +147,8 @@ def setup(
     for mistake in (*unfit(scale, recipe), *misfits(recipe, scale.engine)):
         raise mistake
     with ExitStack() as stack:
+        if recipe.train.deterministic:
+            stack.enter_context(deterministic())
         engine, lookout = stack.enter_context(open_engine(recipe, world, scale, trust, hang_timeout))
         lookout.position.long("opening the data")
         # One process of each machine first: a dataset that downloads itself does so once.
@@ -183,6 +189,7 @@ def setup(
             run.position.long("restoring the checkpoint")
             agreed(engine, lambda: _restore(run, checkpoint))
         run.writer = stack.enter_context(_open_writer(run))
+        run.recorder = stack.enter_context(_open_recorder(run))
         run.resources = stack.pop_all()
     return run
 
@@ -292,6 +299,17 @@ def _open_writer(run: Run) -> Writer:
     return Writer(run.folder, ranks, run.recipe.checkpoint.shard_bytes)
 
 
+@contextmanager
+def _open_recorder(run: Run) -> Iterator[Recorder]:
+    """The record of the run, in a file of rank 0's."""
+    life = {"environment": run.environment, "data": run.data, "origin": run.origin}
+    with ExitStack() as stack:
+        file = None
+        if run.engine.rank == 0:
+            file = stack.enter_context(RecordFile(run.folder, run.step, life))
+        yield Recorder(run.engine, file, every_step=run.recipe.train.deterministic)
+
+
 def _restore(run: Run, path: Path) -> None:
     def read() -> tuple[Checkpoint, dict[str, dict[str, Any]]]:
         checkpoint = open_checkpoint(path, hashes=run.recipe.checkpoint.verify or None)
@@ -309,6 +327,8 @@ def _restore(run: Run, path: Path) -> None:
         run.engine.restore(tensors, checkpoint.state)
         run.schedules.restore(checkpoint.state.get("schedules", {}))
         run.step = checkpoint.step
+        is_own = run.folder in path.parents
+        run.origin = checkpoint.manifest.get("origin") if is_own else origin_of(checkpoint)
         run.skipped, run.skipped_in_a_row = checkpoint.state.get("skipped", (0, 0))
         run.best.restore(checkpoint.state["best"], is_there=lambda step: _saved(run, step).is_dir())
     except (KeyError, TypeError, ValueError, RecursionError) as error:

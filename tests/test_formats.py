@@ -1,4 +1,4 @@
-"""Checkpoints of every format that there was: small ones, kept as they were written, are read and carried on."""
+"""Checkpoints of every format that there was: small ones, kept as they were written, are carried on."""
 
 from pathlib import Path
 

@@ -2,30 +2,55 @@
 
 import platform
 import subprocess
-from importlib.metadata import version
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from dtrain.engines.base import Engine
+from dtrain.format.checkpoints import Checkpoint
 from dtrain.recipe.write import encode
 from dtrain.scale.tables import Scale
+
+PACKAGES = ("dtrain", "torch", "numpy", "accelerate", "deepspeed", "safetensors")
 
 
 def provenance(engine: Engine, scale: Scale) -> dict[str, Any]:
     """Versions, device, world and commit."""
     import torch
 
-    packages = ("dtrain", "torch", "numpy", "accelerate", "safetensors")
+    kernels = torch.backends.cpu.get_cpu_capability()  # which of torch's sums are done in which order
     return {
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "versions": {"python": platform.python_version()} | dict(_versions()),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or "cpu",
+        "processor": f"{_processor()} ({kernels})",
+        "device": torch.cuda.get_device_name() if engine.device_type == "cuda" else engine.device_type,
         "engine": encode(scale.engine),
         "world": engine.world,
         "threads": torch.get_num_threads(),
         "git": _git_commit(),
     }
+
+
+def origin_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The checkpoint that another run begins from."""
+    return {"path": str(checkpoint.path), "step": checkpoint.step, "checksum": checkpoint.checksum}
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in PACKAGES:
+        try:
+            yield name, version(name)
+        except PackageNotFoundError:  # deepspeed is not everywhere
+            continue
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, UnicodeDecodeError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def _git_commit() -> str | None:

@@ -42,8 +42,9 @@ class Content:
 
     step: int
     recipe: str  # resolved
-    state: Mapping[str, Any]
+    state: bytes  # JSON, of the moment at which the tensors are copied
     environment: Mapping[str, Any]
+    origin: Mapping[str, Any] | None  # the checkpoint of another run that this one began from
 
 
 def write(run: Path, content: Content, shards: Sequence[Shard], snapshot: Snapshot, ranks: Ranks) -> Path:
@@ -90,7 +91,7 @@ def _seal(partial: Path, content: Content, shards: Sequence[Shard], written: Map
         for shard in shards
         for name, digest in written[shard.file].tensors.items()
     }
-    small = {RECIPE: content.recipe.encode(), STATE: canonical(content.state)}
+    small = {RECIPE: content.recipe.encode(), STATE: content.state}
     for part in PARTS:
         if own := [shard for shard in shards if shard.part == part]:
             small[index_name(part)] = _index(own, written)
@@ -104,6 +105,7 @@ def _seal(partial: Path, content: Content, shards: Sequence[Shard], written: Map
         "files": files,
         "tensors": tensors,
         "environment": content.environment,
+        "origin": content.origin,
     }
     write_synced(partial / MANIFEST, sealed(manifest))
     sync(partial)

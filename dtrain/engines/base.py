@@ -65,6 +65,7 @@ class Engine(Protocol):
 
     rank: int
     world: int
+    device_type: str  # "cpu" or "cuda"
 
     def update(self, update: Update, batches: Batches) -> Measured:
         """Make one update from this rank's micro-batches."""
@@ -105,6 +106,13 @@ class Engine(Protocol):
         """Every tensor of the state under its name, in the order of `sizes`, whole on every rank.
 
         Every rank asks for each at once; it may be the very tensor that is trained.
+        """
+        ...
+
+    def digests(self) -> Mapping[str, int | Array]:
+        """A number for each tensor of the state, `models/generator/3.weight`, in which no bit changes alone.
+
+        By exclusive or those of all ranks make up that of the whole. A number on a device is not waited for.
         """
         ...
 

@@ -13,6 +13,7 @@ from dtrain.engines.arrays import put
 from dtrain.engines.averages import Averages
 from dtrain.engines.base import Batches, Fault, Key, Measured, Part, Update
 from dtrain.engines.building import Site, hold_models
+from dtrain.engines.digests import Digest, digests
 from dtrain.engines.finite import Shown, Watch, all_finite, as_json, first_of, summed, weights_fault
 from dtrain.engines.gradients import clip_norm, clip_values, rescale, total_norm
 from dtrain.engines.held import Hold, Named
@@ -58,6 +59,7 @@ class TorchEngine:
         is_cpu = accelerator.device.type == "cpu"
         self.device = torch.device("cpu") if is_cpu else accelerator.device
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.device_type = self.device.type
         check_precision(precision, self.device)
         set_products(precision)
         torch.backends.cudnn.deterministic = True  # or a resume gives other bits
@@ -212,6 +214,10 @@ class TorchEngine:
 
     def _pieces(self) -> Iterator[Piece]:
         return pieces(self.held, self.averages)
+
+    def digests(self) -> dict[str, Digest]:
+        self.averages.show(())
+        return digests(self.held, self.averages, is_first=self.rank == 0)
 
     def scalars(self) -> dict[str, Any]:
         scales = {label: scale.state() for label, scale in self.scales.items()}

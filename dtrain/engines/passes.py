@@ -13,6 +13,7 @@ from dtrain.backends.torch_ops import DifferentiatedTwice, TorchOps, seed_genera
 from dtrain.data.order import MicroBatch
 from dtrain.engines.base import Update
 from dtrain.engines.compiling import Compiling
+from dtrain.engines.deterministic import refusing
 from dtrain.engines.held import Held
 from dtrain.engines.loss_scale import LossScale
 from dtrain.engines.statistics import IDLE, Statistics, Values
@@ -74,7 +75,8 @@ class Passes:
     def forward(self, function: Callable[..., Any], batch: Mapping[str, Tensor]) -> Any:
         """What a function of the models gives of a batch, where no gradient is asked for."""
         self.train_only(())
-        with torch.no_grad(), self._autocast():  # slopes in the input turn gradients on themselves
+        # Slopes in the input turn gradients on themselves.
+        with refusing("evaluation, or the drawing of samples,"), torch.no_grad(), self._autocast():
             return function(SimpleNamespace(**self.bare), batch, self.ops)
 
     def prepare(self, prepare: Prepare, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -90,6 +92,10 @@ class Passes:
 
         They are gradients of a mean over the whole update, times the loss scale.
         """
+        with refusing(f"phase {turn.update.phase.label}"):
+            return self._backward(turn)
+
+    def _backward(self, turn: Turn) -> tuple[Any, Loss]:
         try:
             return self._attempt(turn)
         except DifferentiatedTwice:  # raised before there was a gradient; from now on it is known

@@ -39,6 +39,9 @@ def unfit(scale: Scale, recipe: "Recipe") -> Iterator[RecipeError]:
     if scale.compile is not None and recipe.train.lanes is not None:
         said = "chooses kernels by the batches that a process has met, and train.lanes promises the same bits"
         yield RecipeError("compile", f"{said} on any number of them; leave out one of the two", is_key=True)
+    if scale.compile is not None and scale.compile.mode != "default" and recipe.train.deterministic:
+        said = "takes the kernels that were the quickest, which train.deterministic excludes"
+        yield RecipeError("compile.mode", f'{said}; "default" would do')
     is_half = isinstance(scale.engine, FSDP) and scale.engine.half_parameters
     if is_half and recipe.train.precision != "bf16":
         said = f'is for train.precision = "bf16", and the recipe says "{recipe.train.precision}"'
