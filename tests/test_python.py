@@ -42,15 +42,20 @@ def test_events_come_in_the_order_in_which_things_happen(gan: Path, tmp_path: Pa
                     assert open_checkpoint(event.path).step == event.step
                 case Finished():
                     assert run.step == event.step
-    assert seen == [
+    # When a checkpoint is whole depends on the disk; it is before the next one, and before the end.
+    assert [each for each in seen if each[0] is not Saved] == [
         (Started, 0),
         (Stepped, 1),
-        *((Stepped, 2), (Saved, 2)),
-        *((Stepped, 3), (Evaluated, 3), (Saved, 3)),  # the first evaluation is the best so far
-        *((Stepped, 4), (Sampled, 4), (Saved, 4)),
-        *((Stepped, 5), (Evaluated, 5), (Sampled, 5), (Saved, 5)),
+        (Stepped, 2),
+        *((Stepped, 3), (Evaluated, 3)),
+        *((Stepped, 4), (Sampled, 4)),
+        *((Stepped, 5), (Evaluated, 5), (Sampled, 5)),
         (Finished, 5),
     ]
+    saves = [(step, seen[place - 1][1]) for place, (kind, step) in enumerate(seen) if kind is Saved]
+    assert [step for step, _ in saves] == [2, 3, 4, 5]  # the first evaluation, at 3, is the best so far
+    assert all(step <= after <= step + 1 for step, after in saves)
+    assert seen[-1] == (Finished, 5)
 
 
 def test_a_step_names_losses_norms_and_rates_of_every_model(gan: Path, tmp_path: Path) -> None:
