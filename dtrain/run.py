@@ -9,15 +9,13 @@ from multiprocessing import current_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tomli
-
 from dtrain.backends.torch_schedules import Schedules
 from dtrain.checkpoint.folders import Place, choose
-from dtrain.checkpoint.provenance import origin_of, provenance
-from dtrain.checkpoint.read import Checkpoint, all_tensors, checkpoints_in, open_checkpoint
+from dtrain.checkpoint.provenance import provenance
 from dtrain.checkpoint.record import Recorder, RecordFile
 from dtrain.checkpoint.write import Ranks
 from dtrain.checkpoint.writer import Writer
+from dtrain.data.identity import Fingerprint, fingerprint
 from dtrain.data.loader import Loader
 from dtrain.data.opening import open_examples
 from dtrain.data.order import Order, Sweep
@@ -25,14 +23,14 @@ from dtrain.data.source import Examples
 from dtrain.engines.base import Engine
 from dtrain.engines.deterministic import deterministic
 from dtrain.engines.together import agreed
-from dtrain.errors import CheckpointError, DataError, DtrainError, RecipeError
+from dtrain.errors import DataError, DtrainError, RecipeError
 from dtrain.evaluation import Best, Evaluator, open_metrics
-from dtrain.format.files import folder_name
 from dtrain.recipe.fit import check_fields, check_schedules, check_shares
 from dtrain.recipe.metrics import best_mode
 from dtrain.recipe.plan import pace_of
 from dtrain.recipe.values import Recipe
 from dtrain.recipe.write import encode, to_toml
+from dtrain.restoring import restore
 from dtrain.scale.asked import read_scale
 from dtrain.scale.fit import misfits, unfit
 from dtrain.scale.tables import DDP, Scale, processes
@@ -69,12 +67,13 @@ class Run:
     pace: Pace  # how long it is, and what lengths in epochs come to
     where: str  # on how many processes, and under which engine
     environment: Mapping[str, Any]  # versions, device and world, for the manifest
-    data: Mapping[str, Any]  # how many examples of what shapes; a resume needs the same
+    data: Mapping[str, Any]  # how many examples, shapes, fingerprints, and the step since when it is these
     best: Best
     lookout: "Lookout"
     writer: Writer = field(init=False)
     recorder: Recorder = field(init=False)
     origin: Mapping[str, Any] | None = None  # the checkpoint of another run that it began from
+    other_data: Mapping[str, str] = field(default_factory=dict)  # by part: what is not as in the checkpoint
     step: int = 0
     skipped: int = 0  # updates whose numbers were not finite
     skipped_in_a_row: int = 0  # of them, those since the last that was not
@@ -119,6 +118,7 @@ def setup(
     fresh: bool = False,
     once: bool = False,
     resume: str | Path | None = None,
+    accept_data: bool = False,
     world: World | None = None,
     scale: Scale | None = None,
     trust: Trust = EVERYTHING,
@@ -127,10 +127,11 @@ def setup(
     """Make a run ready: carry on the newest one of this recipe that was cut off, or begin a new one.
 
     `fresh` begins anew; `once` does not where a run of this recipe has finished; `resume` names a run or a
-    checkpoint to start from; `scale` says how models are kept among the processes, as the launcher does where
-    it is left out; `trust` says what may be imported; a rank that does not move for `hang_timeout` seconds,
-    while others wait for it, ends them all. Raises DtrainError for a world or settings other than those that
-    the launcher was asked for, data or a checkpoint that cannot be read, or that does not fit the recipe.
+    checkpoint to start from; `accept_data` goes on though the data is not what the checkpoint was trained on;
+    `scale` says how models are kept among the processes, as the launcher does where it is left out; `trust`
+    says what may be imported; a rank that does not move for `hang_timeout` seconds, while others wait for it,
+    ends them all. Raises DtrainError for a world or settings other than those that a launcher was asked for,
+    data or a checkpoint that cannot be read, or that does not fit the recipe.
     """
     # What multiprocessing itself goes by where a script is imported a second time, by a process it started.
     if getattr(current_process(), "_inheriting", False):
@@ -157,6 +158,8 @@ def setup(
         data = {"examples": len(examples), "fields": shapes(examples)}
         if engine.world > 1:
             agree({"data": data | agreed(engine, lambda: contents(examples))}, engine.gather)
+        lookout.position.long("taking fingerprints of the data")
+        taken = agreed(engine, lambda: _fingerprints(examples, evaluation) if engine.rank == 0 else None)
         system = recipe.system
         assert isinstance(system, System)
         order = Order(len(examples), recipe.train.batch_size, recipe.train.micro, recipe.seed)
@@ -182,12 +185,12 @@ def setup(
                 recipe.checkpoint.best, best_mode(recipe), recipe.train.patience, recipe.checkpoint.keep_best
             ),
             lookout=lookout,
-            data=data,
+            data=data | {"fingerprints": engine.share(taken), "since": 0},
         )
         run.place = stack.enter_context(_choose(run, Path(runs), fresh, once, resume))
         if (checkpoint := run.place.checkpoint) is not None:
             run.position.long("restoring the checkpoint")
-            agreed(engine, lambda: _restore(run, checkpoint))
+            agreed(engine, lambda: restore(run, checkpoint, accept_data=accept_data))
         run.writer = stack.enter_context(_open_writer(run))
         run.recorder = stack.enter_context(_open_recorder(run))
         run.resources = stack.pop_all()
@@ -253,6 +256,12 @@ def _open_data(recipe: Recipe, trust: Trust) -> tuple[Examples, Examples | None]
         return examples, None
 
 
+def _fingerprints(examples: Examples, evaluation: Examples | None) -> dict[str, Fingerprint]:
+    """Of each part that there is."""
+    parts = {"train": examples} | ({} if evaluation is None else {"evaluate": evaluation})
+    return {part: fingerprint(of_part) for part, of_part in parts.items()}
+
+
 @contextmanager
 def evaluator(
     recipe: Recipe, examples: Examples, engine: Engine, trust: Trust, position: Position
@@ -308,47 +317,3 @@ def _open_recorder(run: Run) -> Iterator[Recorder]:
         if run.engine.rank == 0:
             file = stack.enter_context(RecordFile(run.folder, run.step, life))
         yield Recorder(run.engine, file, every_step=run.recipe.train.deterministic)
-
-
-def _restore(run: Run, path: Path) -> None:
-    def read() -> tuple[Checkpoint, dict[str, dict[str, Any]]]:
-        checkpoint = open_checkpoint(path, hashes=run.recipe.checkpoint.verify or None)
-        _check_optimizers(run.recipe, tomli.loads(checkpoint.recipe)["optimizers"])
-        return checkpoint, all_tensors(checkpoint)
-
-    try:
-        # By all ranks or none, as what follows may be collective.
-        checkpoint, tensors = agreed(run.engine, read)
-        saved = checkpoint.state["data"]
-        if saved != run.data:
-            raise CheckpointError(f"it was trained on {saved}, but the data is {run.data} now")
-        if checkpoint.step >= run.total and run.folder not in path.parents:
-            raise CheckpointError(f"it has done {checkpoint.step} steps, and the recipe asks for {run.total}")
-        run.engine.restore(tensors, checkpoint.state)
-        run.schedules.restore(checkpoint.state.get("schedules", {}))
-        run.step = checkpoint.step
-        is_own = run.folder in path.parents
-        run.origin = checkpoint.manifest.get("origin") if is_own else origin_of(checkpoint)
-        run.skipped, run.skipped_in_a_row = checkpoint.state.get("skipped", (0, 0))
-        run.best.restore(checkpoint.state["best"], is_there=lambda step: _saved(run, step).is_dir())
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} does not hold what this dtrain expects: {error!r}") from error
-    except CheckpointError as error:
-        older = [found for found in checkpoints_in(path.parent.parent) if found.name < path.name]
-        hint = f"; an older one is {older[-1]}, which --resume takes" if older else ""
-        place = "" if str(path) in str(error) else f"{path}: "
-        raise CheckpointError(f"{place}{error}{hint}") from None
-
-
-def _saved(run: Run, step: int) -> Path:
-    return run.folder / "checkpoints" / folder_name(step)
-
-
-def _check_optimizers(recipe: Recipe, saved: Mapping[str, Any]) -> None:
-    """Raise CheckpointError where another kind of optimizer left its state; shapes may agree even so."""
-    for name, table in encode(recipe.optimizers).items():
-        kind = saved[name]["kind"] if name in saved else table["kind"]
-        if kind != table["kind"]:
-            raise CheckpointError(
-                f"optimizers.{name} was {kind} when it was saved and is {table['kind']} now"
-            )

@@ -18,7 +18,18 @@ PACKAGE = Path(dtrain.__file__).parent
 # From the top: a package imports from itself and from those below it.
 LAYERS = (
     {"cli"},
-    {"loop", "diverged", "evaluation", "judge", "reproduce", "run", "sampling", "stopping", "track"},
+    {
+        "loop",
+        "diverged",
+        "evaluation",
+        "judge",
+        "reproduce",
+        "restoring",
+        "run",
+        "sampling",
+        "stopping",
+        "track",
+    },
     {"checkpoint"},
     {"engines", "explain"},
     {"world"},

@@ -8,8 +8,8 @@ import torch
 from conftest import CLASSIFIER, written
 
 import dtrain
-from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
-from dtrain.errors import CheckpointError, DivergedError, RecipeError
+from dtrain.checkpoint.read import checkpoints_in
+from dtrain.errors import DivergedError, RecipeError
 from dtrain.events import Evaluated, Stepped
 from dtrain.run import Run
 
@@ -73,20 +73,6 @@ def test_losses_are_in_full_precision_where_models_are_in_half(classifier: Path,
         shares = [e.metrics["evaluate/accuracy"] * 6 for e in dtrain.train(run) if isinstance(e, Evaluated)]
     assert shares
     assert all(share == pytest.approx(round(share), abs=1e-6) for share in shares)
-
-
-def test_data_of_another_length_does_not_continue_a_run(classifier: Path, tmp_path: Path) -> None:
-    with dtrain.setup(dtrain.load(classifier, ["train.epochs=1"]), runs=tmp_path / "runs") as run:
-        list(dtrain.train(run))
-    path = checkpoints_in(run.folder)[-1]
-    assert open_checkpoint(path).state["data"]["examples"] == 20
-    import numpy as np
-
-    with np.load(tmp_path / "pictures.npz") as arrays:
-        kept = {name: array[:-1] for name, array in arrays.items()}
-    np.savez(tmp_path / "pictures.npz", **kept)
-    with pytest.raises(CheckpointError, match="but the data is"):
-        dtrain.setup(dtrain.load(classifier, []), runs=tmp_path / "more", resume=path)
 
 
 @pytest.mark.parametrize(

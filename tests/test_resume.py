@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from conftest import (
     start_two,
     tensors_of,
 )
+from test_data_identity import PICTURE, bytes_read, recipe_on
 
 import dtrain
 from dtrain.checkpoint.folders import lock
@@ -143,6 +145,25 @@ def test_a_run_goes_on_on_another_number_of_processes_from_the_same_bits(gan: Pa
     longer = gan.with_name("longer.toml")
     longer.write_text(gan.read_text().replace("steps = 8", "steps = 10"))
     assert restore_and_go_on([str(longer), str(run)]) == 0
+
+
+def set_up_and_count(arguments: list[str]) -> int:
+    """Make a run ready, and say how many bytes of files this rank read for it."""
+    before = bytes_read()
+    with dtrain.setup(dtrain.load(Path(arguments[0])), runs=arguments[1]):
+        print("read", bytes_read() - before)
+    return 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc what was read")
+def test_one_rank_alone_reads_the_data_for_its_fingerprint_and_reads_it_once(tmp_path: Path) -> None:
+    recipe = recipe_on("images", tmp_path)
+    large = 1 << 26  # bytes, after the end of a picture, where no decoder looks
+    os.truncate(tmp_path / "data" / PICTURE, large)
+    lives = start_two(recipe, tmp_path / "runs", log=tmp_path / "log", action=set_up_and_count)
+    assert [life.end() for life in lives] == [0, 0], [life.said for life in lives]
+    first, second = (int(life.said.split()[-1]) for life in lives)
+    assert 0 < second < large / 2 < large <= first < 1.5 * large
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp64", "bf16", "fp16"])

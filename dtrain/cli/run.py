@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--fresh", is_flag=True, help="Begin anew even if a run was cut off.")
 @click.option("--once", is_flag=True, help="Do not begin anew where a run of this recipe has finished.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Start from this run or checkpoint.")
+@click.option("--accept-data", is_flag=True, help="Go on though the data is another than it was.")
 @click.option(
     "--runs",
     type=click.Path(path_type=Path),
@@ -45,6 +46,7 @@ def run(
     fresh: bool,
     once: bool,
     resume: Path | None,
+    accept_data: bool,
     runs: Path,
     hang_timeout: float,
 ) -> int:
@@ -83,6 +85,7 @@ def run(
     if world.local_rank == 0:  # of a folder of a million pictures one listing a machine is enough
         check_data(loaded, document, world.size)
 
+    from dtrain.data.identity import PARTS
     from dtrain.loop import train
     from dtrain.run import setup, watch
     from dtrain.stopping import Agreement, Signals
@@ -94,6 +97,7 @@ def run(
             fresh=fresh,
             once=once,
             resume=resume,
+            accept_data=accept_data,
             world=world,
             scale=scale,
             trust=document.trust,
@@ -101,13 +105,15 @@ def run(
         )
     with made as ready:
         if ready.engine.rank == 0 and ready.place.checkpoint is not None:
-            print(f"carrying on from {_short(ready.place.checkpoint)}", flush=True)
+            other = "".join(f"; {PARTS[part]} has {words}" for part, words in ready.other_data.items())
+            print(f"carrying on from {_short(ready.place.checkpoint)}{other}", flush=True)
         with watch(ready) as observe, Signals(complain) as signals:
             try:
                 for event in train(ready, Agreement(signals, ready.engine.world)):
                     observe(event)
             except DivergedError as error:
-                command = to_see_again(recipe, overrides, set_files, untrusted, trust, runs, error.checkpoint)
+                again = said_again(recipe, with_every_step(overrides), set_files, untrusted, trust)
+                command = to_see_again(again, runs, error.checkpoint, accept_data=accept_data)
                 raise DivergedError(f"{error}\n  to see it again: {command}", error.checkpoint) from None
         if ready.engine.rank == 0 and not isinstance(event, Stopped):
             _summarise(ready.folder, ready.best, uses_wandb="wandb" in loaded.track.kinds)
@@ -119,28 +125,25 @@ def run(
     return INTERRUPTED if event.signal == signal.SIGINT else STOPPED
 
 
-def to_see_again(
-    recipe: Path,
-    overrides: Sequence[str],
-    set_files: Sequence[Path],
-    untrusted: bool,
-    trust: Sequence[str],
-    runs: Path,
-    checkpoint: Path | None,
-) -> str:
+def with_every_step(overrides: Sequence[str]) -> list[str]:
+    """The overrides, and those that log each step, to the console alone."""
+    other = {"every.log": "1", "track.kinds": '["console"]'}
+    kept = [override for override in overrides if override.partition("=")[0].strip() not in other]
+    return [*kept, *(f"{key}={value}" for key, value in other.items())]
+
+
+def to_see_again(again: Sequence[str], runs: Path, checkpoint: Path | None, *, accept_data: bool) -> str:
     """The command that goes from a checkpoint to where a run stopped, in a run of its own, logging each step.
 
     Nothing else differs: not the number of steps, by which schedules go, nor when it is evaluated.
     """
-    other = {"every.log": "1", "track.kinds": '["console"]'}
-    kept = [override for override in overrides if override.partition("=")[0].strip() not in other]
-    changed = [f"{key}={value}" for key, value in other.items()]
     return shlex.join(
         [
             "dtrain",
             "run",
-            *said_again(recipe, [*kept, *changed], set_files, untrusted, trust),
+            *again,
             *(["--fresh"] if checkpoint is None else ["--resume", _short(checkpoint)]),
+            *(["--accept-data"] if accept_data and checkpoint is not None else []),
             *([] if runs == Path("runs") else ["--runs", str(runs)]),
         ]
     )

@@ -8,11 +8,11 @@ import numpy as np
 
 from dtrain.data.array_files import readable
 from dtrain.data.conversion import channels_first, field_like, finish
-from dtrain.data.source import Batch
+from dtrain.data.source import Arrayed, Batch
 from dtrain.data.values import Channels, Range
 
 
-class ArrayExamples:
+class ArrayExamples(Arrayed):
     """Rows of arrays. Pictures stay 8-bit in memory and become floats a batch at a time."""
 
     workers: ClassVar[int] = 0  # fetching costs less than asking another process for it
@@ -28,6 +28,9 @@ class ArrayExamples:
 
     def __len__(self) -> int:
         return len(next(iter(self._stored.values())))
+
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        return self._stored
 
     def fetch(self, indices: np.ndarray, epoch: int) -> Batch:
         # `take` copies whole rows: a third of the time of `values[indices]`.

@@ -8,12 +8,12 @@ from PIL import Image, ImageOps
 
 from dtrain.data.conversion import scale
 from dtrain.data.images import Images, Listing
-from dtrain.data.source import Batch, Field, Part
+from dtrain.data.source import Batch, Field, Filed, Part, Stretch
 from dtrain.errors import DataError
 from dtrain.spec.keys import generator
 
 
-class ImageExamples:
+class ImageExamples(Filed):
     """Pictures of one part, decoded when they are fetched. `classes[label]` is a label's name."""
 
     def __init__(
@@ -37,6 +37,16 @@ class ImageExamples:
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def files(self) -> list[Stretch]:
+        paths = [self._root / name for name in self._names]
+        try:
+            sizes = [path.stat().st_size for path in paths]
+        except OSError as error:
+            raise DataError(f"{error.filename} cannot be read ({error})") from error
+        return [
+            Stretch(name, path, 0, size) for name, path, size in zip(self._names, paths, sizes, strict=True)
+        ]
 
     def fetch(self, indices: np.ndarray, epoch: int) -> Batch:
         pixels = np.empty((len(indices), *self._size, self._source.channels), np.uint8)

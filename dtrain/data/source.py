@@ -1,8 +1,9 @@
 """Where examples come from: random access by index, in named fields."""
 
-from abc import abstractmethod
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from dtrain.spec.table import Table
@@ -69,6 +70,31 @@ class Spelling(Protocol):
     def decode(self, tokens: "np.ndarray") -> str:
         """The text that tokens (length,) stand for."""
         ...
+
+
+class Stretch(NamedTuple):
+    """Bytes of a file that examples are made of."""
+
+    name: str  # among the files of the part, wherever these lie: "class/file"; "" where it tells nothing
+    path: Path
+    start: int
+    size: int  # bytes
+
+
+class Filed(ABC):
+    """Examples that are made of files: a run that goes on needs the same bytes."""
+
+    @abstractmethod
+    def files(self) -> Sequence[Stretch]:
+        """All of them, in the order of the examples. Raises DataError if one is missing."""
+
+
+class Arrayed(ABC):
+    """Examples that are rows of arrays in memory: a run that goes on needs the same."""
+
+    @abstractmethod
+    def arrays(self) -> Mapping[str, "np.ndarray"]:
+        """The arrays as they are stored."""
 
 
 class Source(Table):

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from dtrain.data.source import Batch, Field, Part
+from dtrain.data.source import Batch, Field, Filed, Part, Stretch
 from dtrain.data.text import Span, Text
 from dtrain.errors import DataError
 from dtrain.spec.keys import seed_of
@@ -13,7 +13,7 @@ from dtrain.spec.keys import seed_of
 CHUNK = 1 << 24  # bytes looked at at once
 
 
-class TextExamples:
+class TextExamples(Filed):
     """Windows of one part. Only what is fetched is read, so a file may be larger than the memory."""
 
     workers: ClassVar[int] = 0  # fetching costs less than asking another process for it
@@ -32,6 +32,9 @@ class TextExamples:
 
     def __len__(self) -> int:
         return self._span.windows
+
+    def files(self) -> list[Stretch]:
+        return [Stretch("", self._span.path, self._span.start, self._span.size)]
 
     def fetch(self, indices: np.ndarray, epoch: int) -> Batch:
         length, size = self._source.length, self._span.size
