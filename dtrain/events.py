@@ -8,6 +8,9 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+Asked = signal.Signals | Literal["time is up"]  # what may ask a run to end
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,16 @@ class Finished:
 
 @dataclass(frozen=True)
 class Stopped:
-    """A signal asked the run to end before its last step: it is saved at `path`, and can be carried on."""
+    """The run was asked to end before its last step: it is saved at `path`, and can be carried on."""
 
     step: int
     path: Path
-    signal: signal.Signals
+    asked: Asked
+
+    @property
+    def why(self) -> str:
+        """What asked, as the user knows it."""
+        return self.asked.name if isinstance(self.asked, signal.Signals) else "--max-minutes"
 
 
 Event = Started | Stepped | Evaluated | Sampled | Saved | Finished | Stopped

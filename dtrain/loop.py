@@ -1,7 +1,6 @@
 """The loop. It yields what happens; whoever wants to watch iterates."""
 
 import itertools
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -10,7 +9,7 @@ from dtrain.checkpoint.write import Content, keep
 from dtrain.diverged import check, count, turn_of
 from dtrain.engines.base import Measured, Update
 from dtrain.evaluation import evaluate
-from dtrain.events import Evaluated, Event, Finished, Saved, Started, Stepped, Stopped
+from dtrain.events import Asked, Evaluated, Event, Finished, Saved, Started, Stepped, Stopped
 from dtrain.format.files import canonical
 from dtrain.recipe.write import to_toml
 from dtrain.run import Run
@@ -22,13 +21,13 @@ from dtrain.systems.base import Phase, distinct, updates_before
 LOOK = 100  # steps, after which at the latest it is looked whether all numbers are finite
 
 
-def train(run: Run, stopping: Callable[[], signal.Signals | None] = nobody) -> Iterator[Event]:
+def train(run: Run, stopping: Callable[[], Asked | None] = nobody) -> Iterator[Event]:
     """Run until the recipe's last step. A step is one pass over the system's phases.
 
-    `stopping` is asked after each step, and says the same on all ranks: the signal for which to save and end
-    early; None to go on. Raises DivergedError where a loss or a gradient is not finite, naming the first step
-    at which it was so, CheckpointError where a checkpoint cannot be written; what was saved before stays.
-    RankError where one rank failed, or some: all of them end, and what failed has been printed.
+    `stopping` is asked after each step, and says the same on all ranks: what asks to save and end early, a
+    signal or the time; None to go on. Raises DivergedError where a loss or a gradient is not finite, naming
+    the first step at which it was so, CheckpointError where a checkpoint cannot be written; what was saved
+    before stays. RankError where one rank failed, or some: all of them end, and what failed has been printed.
     """
     try:
         for event in events(run, stopping):
@@ -39,7 +38,7 @@ def train(run: Run, stopping: Callable[[], signal.Signals | None] = nobody) -> I
         raise
 
 
-def events(run: Run, stopping: Callable[[], signal.Signals | None]) -> Iterator[Event]:
+def events(run: Run, stopping: Callable[[], Asked | None]) -> Iterator[Event]:
     """The loop itself."""
     phases, every = run.system.phases(), run.recipe.every
     labels = distinct(phase.label for phase in phases)

@@ -1,17 +1,19 @@
-"""Signals that ask a run to end: it ends after a step that all ranks agree on, and is saved there.
+"""What asks a run to end: it ends after a step that all ranks agree on, and is saved there.
 
 A scheduler that wants its machine back, a job near its time limit and a person at a terminal all say so by a
-signal, to one rank, to some or to all.
+signal, to one rank, to some or to all. Where nobody would, rank 0's clock does.
 """
 
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from threading import Thread
 from typing import Any
+
+from dtrain.events import Asked
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 TWICE = 1.0  # seconds; what comes sooner is the same wish over another way, as from a launcher and its group
@@ -77,18 +79,19 @@ class Agreement:
     """Whether to stop after this step, the same on all ranks; every rank asks after every step.
 
     One rank must not leave while another is in an update, which needs both. So they tell each other, once in
-    about a second: two numbers a rank, between the processors. In between nothing is exchanged.
+    about a second: three numbers a rank, between the processors. In between nothing is exchanged.
     """
 
-    def __init__(self, signals: Signals, world: int):
-        self._signals, self._world = signals, world
+    def __init__(self, signals: Signals, world: int, *, until: float):
+        """`until` is when the time is up, by the monotonic clock; that of rank 0 counts."""
+        self._signals, self._world, self._until = signals, world, until
         self._steps = self._left = 1  # of this look, and of them how many until the next
         self._since = time.monotonic()
 
-    def __call__(self) -> signal.Signals | None:
-        """The signal for which all ranks stop now; None if they go on."""
+    def __call__(self) -> Asked | None:
+        """For what all ranks stop now; None if they go on."""
         if self._world == 1:
-            return self._signals.first
+            return _asked([self._signals.first or 0], self._is_late)
         self._left -= 1
         if self._left:
             return None
@@ -96,19 +99,31 @@ class Agreement:
         self._steps, self._since = self._left, time.monotonic()
         return found
 
-    def _look(self) -> tuple[signal.Signals | None, int]:
-        """The first rank's signal, and after how many steps to look again, as rank 0 measures them."""
+    @property
+    def _is_late(self) -> bool:
+        return time.monotonic() >= self._until
+
+    def _look(self) -> tuple[Asked | None, int]:
+        """What asks for the end, and after how many steps to look again, as rank 0 measures them."""
         import torch
         from torch import distributed
 
         pace = self._steps / max(time.monotonic() - self._since, 1e-9)  # steps a second
-        own = torch.tensor([self._signals.first or 0, min(max(int(pace * SECONDS), 1), MOST)])
+        steps = min(max(int(pace * SECONDS), 1), MOST)
+        own = torch.tensor([self._signals.first or 0, steps, self._is_late])
         said = [torch.empty_like(own) for _ in range(self._world)]
         distributed.all_gather(said, own)  # on the processor, by gloo: no device is waited for
-        numbers = [int(number) for number, _ in said]
-        first = next(filter(None, numbers), None)
-        return None if first is None else signal.Signals(first), int(said[0][1])
+        _, steps_of_first, is_late = said[0].tolist()
+        return _asked([int(each[0]) for each in said], bool(is_late)), steps_of_first
+
+
+def _asked(signals: Iterable[int], is_late: bool) -> Asked | None:
+    """The first rank's signal, where there is one; else the time, if it is up."""
+    first = next(filter(None, signals), None)
+    if first is not None:
+        return signal.Signals(first)
+    return "time is up" if is_late else None
 
 
 def nobody() -> None:
-    """Who asks a run to stop where it is not tied to signals: for a run in a program of one's own."""
+    """Who asks a run to stop where no signal and no clock does: for a run in a program of one's own."""

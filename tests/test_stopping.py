@@ -15,6 +15,7 @@ from launching import ACCELERATE, ROOT, TORCHRUN
 from test_resume import assert_same_run, steps_logged
 
 from dtrain.checkpoint.read import checkpoints_in, step_of
+from dtrain.cli.app import main
 from dtrain.cli.ending import STOPPED
 
 pytestmark = pytest.mark.alone
@@ -37,7 +38,8 @@ def stop(lives: Sequence[Life], runs: Path, ask: Callable[[], None]) -> int:
     assert [life.end() for life in lives] == [STOPPED] * len(lives), [life.said for life in lives]
     (checkpoint,) = checkpoints_in(only_run(runs))
     said = re.search(
-        r"stopped by SIG\w+ at step (\d+); saved (\S+); the same command carries on", lives[0].said
+        r"stopped by (?:SIG\w+|--max-minutes) at step (\d+); saved (\S+); the same command carries on",
+        lives[0].said,
     )
     assert said is not None, lives[0].said
     assert int(said[1]) == step_of(checkpoint)
@@ -106,6 +108,32 @@ def test_a_run_whose_launcher_is_told_to_stop_is_saved(
     _, errors = running.communicate(timeout=SOON)
     (checkpoint,) = checkpoints_in(only_run(tmp_path / "runs"))
     assert f"dtrain: stopped by {handed_on} at step {step_of(checkpoint)}; saved " in errors
+
+
+def test_a_run_whose_minutes_are_over_is_saved_and_goes_on_when_started_again(
+    gan: Path, tmp_path: Path
+) -> None:
+    command = ["run", gan, *MANY, "train.steps=100000", "--max-minutes", "0.1"]
+    runs = tmp_path / "runs"
+    began = time.monotonic()
+    step = stop([start(*command, "--runs", runs, log=tmp_path / "log")], runs, lambda: None)
+    assert 6 <= time.monotonic() - began < 20  # seconds
+    again = start(*command[:-1], "0.0001", "--runs", runs, log=tmp_path / "again.log")
+    assert again.end() == STOPPED, again.said
+    assert (
+        f"stopped by --max-minutes at step {step + 1}; saved" in again.said
+    )  # each start makes one, at least
+
+
+def test_the_clock_of_rank_0_ends_all_ranks_after_the_same_step(gan: Path, tmp_path: Path) -> None:
+    """The other rank has all the time there is, and hears of it with the signals."""
+    command = ["run", gan, *MANY, "train.steps=100000", "--runs", tmp_path / "runs"]
+    lives = start_two(*command, log=tmp_path / "log", action=with_minutes_for_rank_0)
+    stop(lives, tmp_path / "runs", lambda: None)
+
+
+def with_minutes_for_rank_0(arguments: list[str]) -> int:
+    return main([*arguments, "--max-minutes", "0.1" if os.environ["RANK"] == "0" else "1000"])
 
 
 HANGS = """

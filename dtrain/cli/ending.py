@@ -7,7 +7,7 @@ import time
 from dtrain.spec.words import visible
 
 DEFECT, MISTAKE, INTERRUPTED = 1, 2, 130
-STOPPED = 75  # a signal asked for it, all is saved: EX_TEMPFAIL of sysexits.h, "try again later"
+STOPPED = 143  # all is saved, start it again: as a shell says it of a process that SIGTERM ended
 LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 PATIENCE = 3.0  # seconds that a rank which says nothing leaves to the one that does
 

@@ -1,9 +1,11 @@
 """dtrain run: train a recipe."""
 
+import math
 import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +31,13 @@ if TYPE_CHECKING:
 @click.option("--resume", type=click.Path(path_type=Path), help="Start from this run or checkpoint.")
 @click.option("--accept-data", is_flag=True, help="Go on though the data is another than it was.")
 @click.option(
+    "--max-minutes",
+    metavar="MINUTES",
+    type=click.FloatRange(min=0, min_open=True),
+    default=math.inf,
+    help="Save and end after so long, if the run has not finished.",
+)
+@click.option(
     "--runs",
     type=click.Path(path_type=Path),
     default=Path("runs"),
@@ -47,15 +56,17 @@ def run(
     once: bool,
     resume: Path | None,
     accept_data: bool,
+    max_minutes: float,
     runs: Path,
     hang_timeout: float,
 ) -> int:
     """Train a recipe.
 
-    A run of the same recipe that was cut off carries on from its newest checkpoint. SIGTERM, SIGINT, SIGHUP
-    and SIGUSR1 end a run after its step and save it: the status is then 75 (130 for SIGINT), which says to
-    start the same command again.
+    A run of the same recipe that was cut off carries on from its newest checkpoint. SIGTERM, SIGINT, SIGHUP,
+    SIGUSR1 and --max-minutes end a run after its step and save it: the status is then 143 (130 for SIGINT),
+    which says to start the same command again.
     """
+    until = time.monotonic() + 60 * max_minutes
     from dtrain.scale.asked import read_scale
     from dtrain.scale.fit import misfits
     from dtrain.world.launcher import contradictions
@@ -109,7 +120,7 @@ def run(
             print(f"carrying on from {_short(ready.place.checkpoint)}{other}", flush=True)
         with watch(ready) as observe, Signals(complain) as signals:
             try:
-                for event in train(ready, Agreement(signals, ready.engine.world)):
+                for event in train(ready, Agreement(signals, ready.engine.world, until=until)):
                     observe(event)
             except DivergedError as error:
                 again = said_again(recipe, with_every_step(overrides), set_files, untrusted, trust)
@@ -120,9 +131,9 @@ def run(
     if not isinstance(event, Stopped):
         return 0
     anew = " without --fresh" if fresh else "" if resume is None else " without --resume"
-    stopped = f"stopped by {event.signal.name} at step {event.step}; saved {_short(event.path)}"
+    stopped = f"stopped by {event.why} at step {event.step}; saved {_short(event.path)}"
     complain(f"{stopped}; the same command{anew} carries on")
-    return INTERRUPTED if event.signal == signal.SIGINT else STOPPED
+    return INTERRUPTED if event.asked == signal.SIGINT else STOPPED
 
 
 def with_every_step(overrides: Sequence[str]) -> list[str]:

@@ -149,8 +149,8 @@ def _parts(event: Event, run: RunInfo, pace: _Pace) -> Iterator[str]:
             yield from (f"{name} in {_inside(run.folder, path)}" for name, path in files.items())
         case Saved(path=path):
             yield f"saved {_inside(run.folder, path)}"
-        case Stopped(signal=asked):
-            yield f"stopped by {asked.name}"
+        case Stopped():
+            yield f"stopped by {event.why}"
         case Finished(skipped=skipped, early=early):
             yield f"finished in {pace.elapsed()}" + (f": {early}" if early else "")
             if skipped:
