@@ -79,7 +79,7 @@ def reproduce(
                 world=world,
                 scale=read_scale(os.environ, scale_file, loaded),
                 trust=document.trust,
-                # accept_data=True,
+                accept_data=True,
                 hang_timeout=hang_timeout,
             )
         )
