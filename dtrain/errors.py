@@ -31,7 +31,7 @@ class RecipeError(DtrainError):
 
     `is_key` says that the key itself is wrong rather than its value; `suggestion` is the word that would do,
     where one is near; `within` is the first character of a string that is wrong, from 0, and how many are;
-    `spot` is where the mistake was written, where that is known.
+    `spot` is where the mistake was written, where that is known; `details` are lines to stand below it.
     """
 
     def __init__(
@@ -43,21 +43,25 @@ class RecipeError(DtrainError):
         suggestion: str | None = None,
         within: tuple[int, int] | None = None,
         spot: Spot | None = None,
+        details: Sequence[str] = (),
     ):
         hint = "" if suggestion is None else f'; did you mean "{suggestion}"?'
         shown = key if len(key) <= LONGEST else f"{key[: LONGEST // 2]}...{key[-LONGEST // 2 :]}"
         said = f"{shown}: {message}{hint}" if key else f"{message}{hint}"
-        super().__init__(f"{spot}: {said}" if spot else said)
+        self.sentence = f"{spot}: {said}" if spot else said
+        super().__init__("\n    ".join([self.sentence, *details]))
         self.key = key
         self.message = message + hint
         self.is_key = is_key
         self.suggestion = suggestion
         self.within = within
         self.spot = spot
+        self.details = tuple(details)
 
     def written_at(self, key: str, spot: Spot | None, remark: str = "") -> "RecipeError":
         """The same mistake under the key and at the place where it was written."""
-        moved = RecipeError(key, self.message + remark, is_key=self.is_key, spot=spot)
+        said = self.message + remark
+        moved = RecipeError(key, said, is_key=self.is_key, spot=spot, details=self.details)
         moved.suggestion = self.suggestion
         return moved
 
@@ -73,6 +77,7 @@ class RecipeErrors(RecipeError):
         first = self.errors[0]
         self.key, self.message, self.spot = first.key, first.message, first.spot
         self.is_key, self.suggestion, self.within = first.is_key, first.suggestion, first.within
+        self.sentence, self.details = first.sentence, first.details
 
 
 class DataError(DtrainError):
@@ -92,7 +97,10 @@ class RankError(DtrainError):
 
 
 class CheckpointError(DtrainError):
-    """A checkpoint is missing, incomplete, altered, cannot be written, or does not fit the recipe."""
+    """A checkpoint, or a file of weights, is missing, incomplete, altered, or does not fit the recipe.
+
+    Or it cannot be written.
+    """
 
 
 class DivergedError(DtrainError):

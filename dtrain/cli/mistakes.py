@@ -14,7 +14,9 @@ def as_text(errors: RecipeErrors, *, with_lines: bool) -> str:
     """Each mistake on a line of its own; `with_lines` shows what was written there."""
     said = []
     for error in errors.errors:
-        said.append(visible(str(error) if error.spot else f"{errors.source}: {error}").replace("\n", "\\n"))
+        first = error.sentence if error.spot else f"{errors.source}: {error.sentence}"
+        below = (f"    {line}" for line in error.details)
+        said += [visible(line).replace("\n", "\\n") for line in (first, *below)]
         if with_lines and error.spot is not None:
             said.append(excerpt(error.spot))
     return "\n".join(said)
@@ -54,6 +56,7 @@ def as_json(errors: RecipeErrors | None) -> dict[str, Any]:
                 "key": error.key,
                 "message": error.message,
                 "suggestion": error.suggestion,
+                "details": list(error.details),
             }
         )
     return {"ok": not found, "mistakes": found}

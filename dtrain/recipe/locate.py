@@ -48,7 +48,9 @@ def _locate(document: Document, error: RecipeError) -> RecipeError:
         return found
     near = f"./{found.suggestion.removeprefix(folder)}"  # as one would write it there
     message = error.message.removesuffix(f'; did you mean "{error.suggestion}"?') + _reader(said)
-    return RecipeError(found.key, message, is_key=found.is_key, suggestion=near, spot=spot)
+    return RecipeError(
+        found.key, message, is_key=found.is_key, suggestion=near, spot=spot, details=found.details
+    )
 
 
 def _key_at(document: Document, place: Place) -> Said:
