@@ -91,7 +91,7 @@ def parse(text: bytes, path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     if not isinstance(table, dict):
-        raise CheckpointError(f"{path} is not one of dtrain's: it holds no table")
+        raise CheckpointError(f"{path} cannot be read: it holds no table")
     return table
 
 

@@ -15,14 +15,16 @@ from dtrain.errors import CheckpointError
 from dtrain.format.files import LARGEST, parse
 
 BYTES = {  # of one value
-    **{f"F{8 * size}": size for size in (1, 2, 4, 8)},
+    **{f"F{8 * size}": size for size in (2, 4, 8)},
     **{f"{kind}{8 * size}": size for size in (1, 2, 4, 8) for kind in "IU"},
     "BF16": 2,
     "BOOL": 1,
     "F8_E4M3": 1,
     "F8_E5M2": 1,
+    "F8_E8M0": 1,
     "C64": 8,
 }
+MOST_AXES = 64  # torch's own limit; the product of a million numbers takes minutes
 
 
 class Stored(NamedTuple):
@@ -48,17 +50,16 @@ def read_header(path: Path) -> dict[str, Stored]:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     table = parse(raw[8:], path)
     table.pop("__metadata__", None)
-    found = sorted((_stored(path, name, entry) for name, entry in table.items()), key=lambda each: each.start)
+    stored = (_stored(path, name, entry) for name, entry in table.items())
+    found = sorted(stored, key=lambda each: (each.start, each.size))
     place = 0
     for each in found:
         if each.start != place:
-            raise CheckpointError(
-                f"{path}: its header leaves gaps between tensors, or lays them over another"
-            )
+            raise CheckpointError(f"{path}: its header leaves gaps between tensors, or lays one over another")
         place += each.size
     if place != end - len(raw):
         raise CheckpointError(
-            f"{path}: its tensors have {place} bytes, and the file {end - len(raw)} for them"
+            f"{path}: its tensors have {place} bytes, and the file has {end - len(raw)} for them"
         )
     return {each.name: each._replace(start=each.start + len(raw)) for each in found}
 
@@ -78,7 +79,7 @@ def read_raw(file: BinaryIO, path: Path) -> bytes:
 def _stored(path: Path, name: str, entry: Mapping[str, Any]) -> Stored:
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)], **more}:
-            is_shape = all(type(length) is int and length >= 0 for length in shape)
+            is_shape = len(shape) <= MOST_AXES and all(type(n) is int and n >= 0 for n in shape)
             is_placed = type(begin) is int and type(end) is int and 0 <= begin <= end
             if dtype not in BYTES:
                 raise CheckpointError(
