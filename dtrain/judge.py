@@ -31,10 +31,9 @@ def open_evaluator(
     Raises DtrainError if the checkpoint is not whole or does not fit the recipe, or its data cannot be read.
     """
     with ExitStack() as stack:
-        # All weights are the checkpoint's own, those too that came out of another one.
-        models = {name: dataclasses.replace(spec, weights_from=None) for name, spec in recipe.models.items()}
         train = dataclasses.replace(recipe.train, lanes=None)  # there are no gradients
-        bare = dataclasses.replace(recipe, models=models, optimizers=empty(), train=train)
+        # All weights are the checkpoint's own, those too that came out of another one, or a file.
+        bare = dataclasses.replace(recipe.without_beginnings(), optimizers=empty(), train=train)
         for mistake in unfit(scale, bare):
             raise mistake
         engine, lookout = stack.enter_context(open_engine(bare, world, scale, trust, hang_timeout))

@@ -150,7 +150,9 @@ def setup(
     with ExitStack() as stack:
         if recipe.train.deterministic:
             stack.enter_context(deterministic())
-        engine, lookout = stack.enter_context(open_engine(recipe, world, scale, trust, hang_timeout))
+        # A checkpoint that is named has all weights, and what models began with may be gone.
+        built = recipe if resume is None else recipe.without_beginnings()
+        engine, lookout = stack.enter_context(open_engine(built, world, scale, trust, hang_timeout))
         lookout.position.long("opening the data")
         # One process of each machine first: a dataset that downloads itself does so once.
         opened = agreed(engine, lambda: _open_data(recipe, trust) if world.local_rank == 0 else None)

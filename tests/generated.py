@@ -39,7 +39,7 @@ PLAIN = st.recursive(
     LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=6
 )
 PATHS = st.sampled_from(("torch.nn:Some", "package:Name", "package.module:Name", "a.b.c.d:function"))
-UNDRAWN = ("monitor", "losses", "weights_from")  # what must agree with other tables, or be there
+UNDRAWN = ("monitor", "losses", "weights", "weights_from")  # what must agree with other tables, or be there
 METRICS = {
     "gan": ("loss", "real", "fake"),
     "classifier": ("loss", "accuracy"),

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import dtrain
+from dtrain.backends.torch_backend import build_model
 
 PACKAGE = Path(dtrain.__file__).parent
 
@@ -167,7 +168,7 @@ channels = 1
 
 
 def on_every_kind_of_data(gan: Path) -> list[Path]:
-    """The recipe as it is, on arrays; the same on tensors, on folders of pictures; one on a text."""
+    """The recipe on arrays, on tensors, on folders of pictures, from given weights; and one on a text."""
     arrays = 'kind = "arrays"\npath = "pictures.npz"\n'
     assert arrays in gan.read_text()
     for part, label in itertools.product(("train", "test"), "ab"):
@@ -180,9 +181,13 @@ def on_every_kind_of_data(gan: Path) -> list[Path]:
     tensors.write_text(gan.read_text().replace("pictures.npz", "pictures.safetensors"))
     with np.load(gan.with_name("pictures.npz")) as stored:
         save_file(dict(stored), gan.with_name("pictures.safetensors"))
+    begins = gan.with_name("begins.toml")
+    begins.write_text(gan.read_text().replace("input = [4]", 'weights = "w.safetensors"\ninput = [4]'))
+    state = build_model("generator", dtrain.load(gan).models["generator"], seed=0).state_dict()
+    save_file({name: tensor.numpy() for name, tensor in state.items()}, gan.with_name("w.safetensors"))
     text = gan.with_name("text.toml")
     text.write_text(TEXT)
-    return [gan, images, tensors, text]
+    return [gan, images, tensors, begins, text]
 
 
 def test_help_check_and_show_import_no_heavy_library(gan: Path) -> None:

@@ -11,15 +11,16 @@ from dtrain.backends.torch_imported import Site, build_imported_model
 from dtrain.backends.torch_layers import stack
 from dtrain.backends.torch_sequence import Position
 from dtrain.backends.torch_weights import load_weights
-from dtrain.spec.models import Model, ModelSpec
+from dtrain.backends.torch_weights_file import load_file
+from dtrain.spec.models import Model, ModelSpec, weights_of
 from dtrain.spec.trust import EVERYTHING, Trust
 
 
 def build_model(name: str, spec: Model, *, seed: int, trust: Trust = EVERYTHING) -> nn.Module:
-    """Build a model on the CPU with its first weights: float32, or those of a checkpoint as they are there.
+    """Build a model on the CPU with its first weights: float32, or float64 where those it begins with are.
 
-    Raises RecipeError if it, or a layer of it, is imported and cannot be had, and CheckpointError if its
-    checkpoint cannot be.
+    Raises RecipeError if it, or a layer of it, is imported and cannot be had, or the file that it begins with
+    cannot be, and CheckpointError if its checkpoint cannot be.
     """
     module = outlined(name, spec, seed=seed, trust=trust)
     if any(tensor.is_meta for tensor in module.state_dict().values()):
@@ -30,6 +31,8 @@ def build_model(name: str, spec: Model, *, seed: int, trust: Trust = EVERYTHING)
             own[key].copy_(value)
     if spec.weights_from is not None:
         load_weights(module, spec.weights_from)
+    if (source := weights_of(spec)) is not None:
+        load_file(name, module, source)
     return module
 
 

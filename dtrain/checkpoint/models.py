@@ -1,7 +1,6 @@
 """Ready models out of a checkpoint, without its run."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -12,7 +11,7 @@ from dtrain.checkpoint.read import Checkpoint, newest_of
 from dtrain.errors import CheckpointError
 from dtrain.recipe.load import from_checkpoint
 from dtrain.recipe.values import Recipe
-from dtrain.spec.models import ModelSpec
+from dtrain.spec.models import ModelSpec, without_beginning
 from dtrain.spec.trust import Trust
 
 
@@ -48,7 +47,7 @@ def models_of(
         if isinstance(spec, ModelSpec) and spec.parameter_count() > held:  # before memory is asked for
             needed = f"{spec.parameter_count():,} weights, and the checkpoint holds {held:,} numbers of it"
             raise CheckpointError(f"{checkpoint.path}: models.{name} has {needed}")
-        module = build_model(name, replace(spec, weights_from=None), seed=recipe.seed, trust=trusted)
+        module = build_model(name, without_beginning(spec), seed=recipe.seed, trust=trusted)
         if recipe.train.precision == "fp64":
             module.double()
         try:

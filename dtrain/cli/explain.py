@@ -34,7 +34,7 @@ def explain(
     document = read(recipe, overrides, set_files=set_files, trust=trust_of(untrusted, trust))
     if document.trust.everything:
         sys.path.append(str(recipe.parent.absolute()))  # a recipe's own modules may lie beside it
-    loaded = from_document(document)  # a mistake is told before torch takes its seconds to come
+    loaded = from_document(document, hashes=False)  # a mistake is told before torch takes its seconds to come
     data = check_data(loaded, document, 1)
 
     from dtrain.data.opening import open_examples

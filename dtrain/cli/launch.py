@@ -109,7 +109,7 @@ def _check(document: "Document", processes: int, data_elsewhere: bool) -> "Recip
     from dtrain.recipe.fit import check_data, check_shares
     from dtrain.recipe.load import from_document
 
-    loaded = from_document(document)
+    loaded = from_document(document, hashes=False)
     if data_elsewhere:
         check_shares(loaded, loaded.train.batch_size, processes)
     else:

@@ -6,6 +6,7 @@ import sys
 from dtrain.data.source import Description
 from dtrain.recipe.plan import checkpoint_size, pace_of, total_steps
 from dtrain.recipe.values import Recipe
+from dtrain.recipe.weights import compare
 from dtrain.scale.memory import plan_memory_under
 from dtrain.scale.tables import DDP, Parallel
 from dtrain.scale.tables import title as engine_title
@@ -13,10 +14,11 @@ from dtrain.spec.blocks import Row
 from dtrain.spec.initial import Shape
 from dtrain.spec.layers import title
 from dtrain.spec.misfits import every_length
-from dtrain.spec.models import Model, ModelSpec
+from dtrain.spec.models import Model, ModelSpec, weights_of
 from dtrain.spec.rates import Plateau
 from dtrain.spec.schedules import Constant, Schedule, in_steps
 from dtrain.spec.table import Imported
+from dtrain.spec.words import visible
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 48  # bars of a picture
@@ -27,7 +29,7 @@ def print_plan(recipe: Recipe, data: Description | None, engine: Parallel, proce
     """Print what a recipe will do with its data, where that is known, on so many processes of an engine."""
     examples = None if data is None else data.count
     for name, model in recipe.models.items():
-        print("\n".join(model_lines(name, model)), end="\n\n")
+        print("\n".join([*model_lines(name, model), *beginning_lines(model)]), end="\n\n")
     print("\n".join(phase_lines(recipe)), end="\n\n")
     if rates := rate_lines(recipe, examples):
         print("\n".join(rates), end="\n\n")
@@ -45,6 +47,15 @@ def model_lines(name: str, model: Model) -> list[str]:
     more = " + those of imported layers" if model.imports_layers else ""
     lines = [f"model {name}: {ends}, {model.parameter_count():,} parameters{more}"]
     return lines + [layer_line(row, width) for row in rows]
+
+
+def beginning_lines(model: Model) -> list[str]:
+    """Which weights a model begins with, of those that come from a file."""
+    if (source := weights_of(model)) is None:
+        return []
+    compared = compare(model, source) if isinstance(model, ModelSpec) else None
+    said = f"weights of {source.path}, compared when the model is built"
+    return [f"  begins with {visible(said if compared is None else compared.in_words())}"]
 
 
 def layer_line(row: Row, width: int) -> str:

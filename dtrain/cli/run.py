@@ -18,6 +18,7 @@ from dtrain.cli.arguments import scale as scale_option
 from dtrain.cli.ending import INTERRUPTED, STOPPED, complain
 from dtrain.errors import DivergedError, DtrainError
 from dtrain.events import Stopped
+from dtrain.spec.words import visible
 
 if TYPE_CHECKING:
     from dtrain.evaluation import Best
@@ -118,6 +119,9 @@ def run(
         if ready.engine.rank == 0 and ready.place.checkpoint is not None:
             other = "".join(f"; {PARTS[part]} has {words}" for part, words in ready.other_data.items())
             print(f"carrying on from {_short(ready.place.checkpoint)}{other}", flush=True)
+        elif ready.engine.rank == 0:
+            for line in ready.engine.begun:
+                print(visible(line), flush=True)
         with watch(ready) as observe, Signals(complain) as signals:
             try:
                 for event in train(ready, Agreement(signals, ready.engine.world, until=until)):

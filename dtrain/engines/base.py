@@ -66,6 +66,7 @@ class Engine(Protocol):
     rank: int
     world: int
     device_type: str  # "cpu" or "cuda"
+    begun: list[str]  # of each model that began with the weights of a file, which these were
 
     def update(self, update: Update, batches: Batches) -> Measured:
         """Make one update from this rank's micro-batches."""

@@ -1,6 +1,6 @@
 """Models and their optimizers as a run begins: built, changed as a launch asks, and handed to the ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dtrain.backends.torch_backend import build_model, embeddings, first_weights, outlined
 from dtrain.backends.torch_optimizers import build_optimizer
+from dtrain.backends.torch_weights_file import begun
 from dtrain.engines.activations import keep_less
 from dtrain.engines.blocks import check_patterns
 from dtrain.engines.compiling import Compiling
@@ -16,7 +17,7 @@ from dtrain.engines.held import Held, Hold
 from dtrain.engines.precision import compute_in_full, in_full
 from dtrain.engines.torch_state import NamedOptimizer
 from dtrain.scale.tables import FSDP, Scale
-from dtrain.spec.models import Model, ModelSpec
+from dtrain.spec.models import Model, ModelSpec, weights_of, without_beginning
 from dtrain.spec.optimizers import Optimizer
 from dtrain.spec.trust import Trust
 
@@ -31,17 +32,24 @@ class Site:
     seed: int
     scale: Scale
     trust: Trust
+    tells: Callable[[str], None]
 
 
 def hold_models(
     hold: Hold, models: Mapping[str, Model], optimizers: Mapping[str, Optimizer], site: Site
 ) -> tuple[dict[str, Held], Compiling]:
-    """Each model as the ranks keep it, in training mode if it is trained; and what is compiled of them."""
+    """Each model as the ranks keep it, in training mode if it is trained; and what is compiled of them.
+
+    `site.tells` is called with what a model begins with, where that is the weights of a file.
+    """
     outlines = {name for name, spec in models.items() if is_outlined(spec, site.scale)}
     modules = {
         name: (outlined if name in outlines else build_model)(name, spec, seed=site.seed, trust=site.trust)
         for name, spec in models.items()
     }
+    for name, module in modules.items():
+        if (source := weights_of(models[name])) is not None:
+            site.tells(f"{name}: {begun(module, source)}")
     if isinstance(site.scale.engine, FSDP):
         check_patterns(site.scale.engine.blocks, modules, "engine.blocks")
     compiling = Compiling(site.scale.compile, modules, site.device)
@@ -66,9 +74,9 @@ def hold_models(
 def is_outlined(spec: Model, scale: Scale) -> bool:
     """Whether a model is cut before it has any memory: each rank then never holds more than its parts.
 
-    What is imported, or comes from a checkpoint, is whole on each rank at first.
+    What is imported, or comes from a checkpoint or a file, is whole on each rank at first.
     """
-    is_own = isinstance(spec, ModelSpec) and not spec.imports_layers and spec.weights_from is None
+    is_own = isinstance(spec, ModelSpec) and not spec.imports_layers and spec == without_beginning(spec)
     return is_own and isinstance(scale.engine, FSDP)
 
 

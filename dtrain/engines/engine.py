@@ -69,6 +69,7 @@ class TorchEngine:
         self.scales: dict[str, LossScale] = {}  # by phase, as its models step together
         self.clips = {name: (spec.clip_value, spec.clip) for name, spec in optimizers.items()}
         self.ops = TorchOps(self.device, self.dtype, trust)
+        self.begun: list[str] = []
         self.held, compiling = hold_models(
             hold,
             models,
@@ -80,6 +81,7 @@ class TorchEngine:
                 seed=seed,
                 scale=scale,
                 trust=trust,
+                tells=self.begun.append,
             ),
         )
         self.bare = {name: held.module for name, held in self.held.items()}

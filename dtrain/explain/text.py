@@ -6,6 +6,7 @@ from textwrap import wrap
 from dtrain.explain.expressions import expression
 from dtrain.explain.flow import Flow, Value, summands
 from dtrain.recipe.values import Recipe
+from dtrain.spec.models import weights_of
 from dtrain.systems.base import Phase, System
 
 WIDTH = 110
@@ -41,6 +42,8 @@ def heading(
     for name, model in recipe.models.items():
         if (source := model.weights_from) is not None:
             lines.append(f"{name} begins with the weights of {source.model} in {source.path}")
+        if (file := weights_of(model)) is not None:
+            lines.append(f"{name} begins with weights of {file.path}")
     called = {name for flow in (*flows, *filter(None, [evaluation])) for name in flow.called()}
     idle = [name for name in recipe.models if name not in called]
     if idle:

@@ -19,6 +19,7 @@ from dtrain.spec.metrics import Metric
 from dtrain.spec.models import ModelSpec
 from dtrain.spec.schedules import Part, RateSchedule
 from dtrain.spec.table import Imported, OneOf, key_of
+from dtrain.spec.weights import WeightsFile
 from dtrain.spec.words import Place, either, placed
 from dtrain.systems.composed import PhaseTable
 
@@ -70,6 +71,7 @@ def tables() -> Iterator[tuple[str, type]]:
     yield "a length", Span
     yield from _family("a metric", OneOf(Metric))
     yield "[models.NAME]", ModelSpec
+    yield "[models.NAME.weights]", WeightsFile
     yield "[[system.phases]]", PhaseTable
     yield "[...losses.NAME]", Term
 

@@ -24,9 +24,11 @@ from dtrain.recipe.stacks import expand
 from dtrain.recipe.stored import fill_in
 from dtrain.recipe.texts import Text, parse
 from dtrain.recipe.values import Recipe
+from dtrain.recipe.weights import unfit_weights
 from dtrain.spec.decode import TOO_MANY
 from dtrain.spec.table import key_of
 from dtrain.spec.trust import EVERYTHING, Trust
+from dtrain.spec.weights import WeightsFile
 from dtrain.spec.words import Place
 from dtrain.systems.base import System
 
@@ -85,17 +87,20 @@ def from_checkpoint(content: str, *, folder: Path, trust: Trust) -> Recipe:
     return from_document(document, imports=False, vets=False)
 
 
-def from_document(document: Document, *, imports: bool = True, vets: bool = True) -> Recipe:
+def from_document(
+    document: Document, *, imports: bool = True, vets: bool = True, hashes: bool = True
+) -> Recipe:
     """Resolve, decode and check what a document says; it becomes the resolved one.
 
-    Without `vets` import paths may be such as are not allowed, as of a recipe that is only looked at.
+    Without `vets` import paths may be such as are not allowed, as of a recipe that is only looked at; without
+    `hashes` the files that models begin with, which may be large, have no checksums in it.
     """
     written = document.table
     expand(document)
     environment = os.environ if document.trust.everything else None
     resolved = resolve(document, environment, lambda place: _takes_environment(document.table, place))
     document.table, document.said, document.errors = resolved.table, resolved.said, resolved.errors
-    fill_in(document)
+    fill_in(document, hashes=hashes)
     spread = _spread_star(document)
     parts = decode_parts(document.table)
     if len(parts.errors) > TOO_MANY:
@@ -112,6 +117,8 @@ def from_document(document: Document, *, imports: bool = True, vets: bool = True
     errors += mistakes(parts, spread)
     if not document.errors and not any(is_of_shapes(error) for error in errors):
         errors += misfits(parts.values, document)
+    if vets:
+        errors += unfit_weights(parts.values.get("models", {}), document)
     errors += group_problems(parts.values, spread)
     if "train" in parts.values:
         pace = pace_of(parts.values["train"], parts.values.get("system"), None)
@@ -161,6 +168,8 @@ def _without(recipe: Recipe, spread: set[str]) -> Recipe:
 
 def _anchored(value: Any, place: Place, document: Document) -> Any:
     """Make every path absolute: from the folder of the file that says it, or the working one."""
+    if isinstance(value, WeightsFile):  # `fill_in` made its path absolute, where it is no package's
+        return value
     if isinstance(value, Path):
         return Path(os.path.normpath(document.said_at(place).text.folder / value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -32,6 +32,7 @@ from dtrain.spec.optimizers import ImportedOptimizer, Optimizer
 from dtrain.spec.rates import ImportedSchedule
 from dtrain.spec.schedules import Part, RateSchedule
 from dtrain.spec.table import OneOf, Within
+from dtrain.spec.weights import WeightsFile
 from dtrain.spec.words import either, written
 from dtrain.systems.base import System
 from dtrain.systems.composed import PhaseTable
@@ -55,6 +56,7 @@ FAMILIES = {  # what a table of a family is called
     "Span": "[length](#lengths)",
     "Source": "[source](#data)",
     "System": "[system](#systems)",
+    "WeightsFile": "[table](#weights-of-a-file)",
     "Imported": "table with an [import path](#imported-kinds)",
 }
 
@@ -77,6 +79,7 @@ def parts() -> dict[str, str]:
         "models": "\n".join(
             [rows(ModelSpec), *_kind("`checkpoint`", StoredModel, [*fields_of(StoredModel)])]
         ),
+        "weights": rows(WeightsFile),
         "layers": "\n".join(family(Layer, ImportedLayer)),
         "initial": "\n".join(family(Initial)),
         "optimizers": "\n".join(family(Optimizer, ImportedOptimizer)),

@@ -21,20 +21,27 @@ from dtrain.recipe.document import Document, Said, Sayings, at
 from dtrain.recipe.fit import is_outside
 from dtrain.recipe.imports import check_trust
 from dtrain.recipe.texts import Text, parse
+from dtrain.recipe.weights import pin_file
 from dtrain.spec.decode import BROKEN, decode
-from dtrain.spec.models import OF_RUN, AnyModel, StoredModel, WeightsFrom
+from dtrain.spec.models import BEGINNINGS, OF_RUN, AnyModel, StoredModel, WeightsFrom
 from dtrain.spec.trust import Trust
 from dtrain.spec.words import Place, dotted, nearest
 
 
-def fill_in(document: Document) -> None:
-    """Put in every model that is a checkpoint's, and name the checkpoints; mistakes are noted."""
+def fill_in(document: Document, *, hashes: bool) -> None:
+    """Put in every model that is a checkpoint's, and name the checkpoints; mistakes are noted.
+
+    With `hashes` the files that models begin with are read whole, for their checksums.
+    """
     models = document.table.get("models")
     for name, model in models.items() if isinstance(models, dict) else ():
         if isinstance(model, dict) and model.get("kind") == StoredModel.kind:
             put_in(document, ("models", name))
-        elif isinstance(model, dict) and "weights_from" in model:
+            continue
+        if isinstance(model, dict) and "weights_from" in model:
             _pin(document, ("models", name, "weights_from"))
+        if isinstance(model, dict) and "weights" in model:
+            pin_file(document, ("models", name, "weights"), hashes=hashes)
 
 
 def put_in(document: Document, place: Place) -> None:
@@ -111,7 +118,7 @@ def _taken(checkpoint: Checkpoint, name: str, trust: Trust) -> tuple[Document, d
         mistakes += check_trust({"models": {name: model}}, trust)
     for mistake in mistakes:
         raise mistake
-    return source, {key: value for key, value in models[name].items() if key not in OF_RUN}
+    return source, {key: value for key, value in models[name].items() if key not in (*OF_RUN, *BEGINNINGS)}
 
 
 def _pinned(source: WeightsFrom, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """The recipe: everything that a run's result depends on, as one frozen value."""
 
-from dataclasses import field
+from dataclasses import field, replace
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from dtrain.data.source import Source
 from dtrain.spec.averages import AnyAverage
 from dtrain.spec.metrics import Metric
-from dtrain.spec.models import AnyModel
+from dtrain.spec.models import AnyModel, without_beginning
 from dtrain.spec.optimizers import AnyOptimizer
 from dtrain.spec.table import (
     Frozen,
@@ -126,3 +127,8 @@ class Recipe(Table):
     evaluate: Evaluate = Evaluate()  # other data and metrics of evaluation
     checkpoint: Checkpoint = Checkpoint()  # how they are kept, and which stay
     track: Track = Track()  # who watches the run
+
+    def without_beginnings(self) -> "Recipe":
+        """The same where all weights are given anyway, as by a checkpoint: no model begins with others."""
+        models = {name: without_beginning(model) for name, model in self.models.items()}
+        return replace(self, models=MappingProxyType(models))

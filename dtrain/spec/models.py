@@ -1,6 +1,8 @@
 """A model as data: an input shape and layers, a class given by its import path, or out of a checkpoint."""
 
+import dataclasses
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import field
 from pathlib import Path
@@ -11,7 +13,8 @@ from dtrain.spec.initial import Shape
 from dtrain.spec.keys import generator
 from dtrain.spec.layers import ImportedLayer
 from dtrain.spec.losses import Terms
-from dtrain.spec.table import Imported, OneOf, Sides, Table, Wrong, empty, kind, table
+from dtrain.spec.table import Imported, OneOf, Sides, Table, Wrong, empty, freeze, kind, table
+from dtrain.spec.weights import WeightsFile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +40,7 @@ class ModelSpec(Table):
 
     input: Sides  # without the batch axis: [1, 28, 28]
     layers: Layers  # in order; each takes what the one before gives
+    weights: Path | WeightsFile | None = None  # safetensors to begin with: a path, or more about them
     weights_from: WeightsFrom | None = None  # a checkpoint to begin with; drawn at random if left out
     # computes in fp32 and takes its inputs so, where train.precision is less; as the others if left out
     precision: Literal["fp32"] | None = None
@@ -46,6 +50,7 @@ class ModelSpec(Table):
     def __post_init__(self) -> None:
         if (found := count(self.layers)) > LARGEST:
             raise Wrong("layers", f"makes {found:,} layers with all repeats; at most {LARGEST:,} would do")
+        _check_beginning(self)
 
     @property
     def output(self) -> Shape:
@@ -84,9 +89,18 @@ class ImportedModel(Imported):
 
     # its own terms in the loss of every phase that updates it; of system.kind = "composed" alone
     losses: Terms = field(default_factory=empty)
+    # safetensors to begin with; a single word, such as "DEFAULT", is an argument of what is imported
+    weights: Path | WeightsFile | None = None
     weights_from: WeightsFrom | None = None  # a checkpoint to begin with
     # computes in fp32 and takes its inputs so, where train.precision is less; as the others if left out
     precision: Literal["fp32"] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.weights, Path) and is_argument(str(self.weights)):
+            arguments = freeze({**self.arguments, "weights": str(self.weights)})
+            object.__setattr__(self, "arguments", arguments)
+            object.__setattr__(self, "weights", None)
+        _check_beginning(self)
 
 
 @kind(ModelSpec, "checkpoint")
@@ -103,10 +117,33 @@ class StoredModel(WeightsFrom):
 
 
 OF_RUN = ("losses", "precision")  # keys of a model that are not its own, but those of the run that trains it
+BEGINNINGS = ("weights", "weights_from")  # keys that say what a model begins with
+WORD = re.compile(r"[^\W\d]\w*")
 
 
 Model = ModelSpec | ImportedModel
 AnyModel = Annotated[Model, OneOf(ModelSpec, ImportedModel, otherwise=ModelSpec)]
+
+
+def is_argument(weights: str) -> bool:
+    """Whether `weights` of an imported model is no path but what torchvision's models call so: "DEFAULT"."""
+    return WORD.fullmatch(weights) is not None
+
+
+def _check_beginning(model: Model) -> None:
+    if model.weights is not None and model.weights_from is not None:
+        said = "a model begins with the weights of a file or of a checkpoint (weights_from), not with both"
+        raise Wrong("weights", f"{said}; one of the two would do", is_key=True)
+
+
+def weights_of(model: Model) -> WeightsFile | None:
+    """The file that a model's first weights come from, where there is one."""
+    return WeightsFile(path=model.weights) if isinstance(model.weights, Path) else model.weights
+
+
+def without_beginning(model: Model) -> Model:
+    """The same model as it is where all its weights are given anyway, as by a checkpoint of a run."""
+    return dataclasses.replace(model, weights=None, weights_from=None)
 
 
 def output_of(model: Model) -> Shape | None:

@@ -88,6 +88,10 @@ class Trust:
         """Whether this very path is trusted, and not only the package that it lies in."""
         return self.everything or path.text in self.names
 
+    def covers(self, module: str) -> bool:
+        """Whether a module is of a package that is trusted."""
+        return self.everything or self._covers(module)
+
     def refusal(self, path: ImportPath) -> str | None:
         """Why nothing may be imported for a path; None if it may."""
         if self.names_whole(path):
