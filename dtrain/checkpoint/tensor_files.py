@@ -1,17 +1,17 @@
 """Writes safetensors files from tensors in memory, hashing them on the way: each byte is looked at once."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from blake3 import blake3
 from torch import Tensor
 
 from dtrain.errors import CheckpointError
-from dtrain.format.files import LARGEST, hash_of
+from dtrain.format.files import hash_of
+from dtrain.format.safetensors_header import Stored, header_bytes
 
 DTYPES = {
     torch.float64: "F64",
@@ -48,14 +48,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
 
     Raises CheckpointError of a tensor that the format cannot hold, OSError where the file cannot be written.
     """
-    # Wide types first, as safetensors' own writer has them: so each tensor lies at a multiple of its width.
-    ordered = sorted(tensors.items(), key=lambda pair: (-pair[1].itemsize, pair[0]))
-    header = _header(path, ordered)
+    try:
+        header, ordered = header_bytes([_stored(name, tensor) for name, tensor in tensors.items()], {})
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     digests = {}
     with path.open("wb", buffering=1 << 20) as file:
         file.write(header)
-        for name, tensor in ordered:
-            values = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        for name in (each.name for each in ordered):
+            values = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data
             state = blake3()
             for start in range(0, len(values), PIECE):
                 piece = values[start : start + PIECE]
@@ -68,21 +69,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
     return Written(size, size - len(header), hash_of(header), digests)
 
 
-def _header(path: Path, ordered: list[tuple[str, Tensor]]) -> bytes:
-    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers opens no file without it
-    place = 0
-    for name, tensor in ordered:
-        if tensor.dtype not in DTYPES:
-            raise CheckpointError(f"{path}: {name} is of {tensor.dtype}, which safetensors cannot hold")
-        end = place + tensor.nbytes
-        table[name] = {
-            "dtype": DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [place, end],
-        }
-        place = end
-    text = json.dumps(table, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    if len(text) > LARGEST:
-        raise CheckpointError(f"{path}: {len(ordered):,} tensors are too many for a file")
-    return len(text).to_bytes(8, "little") + text
+def _stored(name: str, tensor: Tensor) -> Stored:
+    if tensor.dtype not in DTYPES:
+        raise ValueError(f"{name} is of {tensor.dtype}, which safetensors cannot hold")
+    return Stored(name, DTYPES[tensor.dtype], tuple(tensor.shape), 0, tensor.nbytes)

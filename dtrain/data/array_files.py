@@ -5,9 +5,7 @@ classes there are.
 """
 
 import ast
-import json
 import math
-import os
 import re
 import sys
 import zipfile
@@ -20,19 +18,20 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from dtrain.errors import DataError
+from dtrain.format.safetensors_header import header_of
 
 # What a broken file leads to, in here, in NumPy and in safetensors' own reader.
 UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError)
-LONGEST_NPY, LONGEST_SAFETENSORS = 10_000, 100_000_000  # bytes of a header; what their own readers take
+LONGEST_NPY = 10_000  # bytes of a header; what NumPy's own reader takes
 CHUNK = 1 << 20  # bytes; divisible by the size of every number
 
 NPY_KINDS = {"f": "float", "i": "int", "u": "uint", "c": "complex"}
-SAFETENSORS = {  # types to NumPy's names and the bytes of one value
-    **{f"F{8 * size}": (f"float{8 * size}", size) for size in (2, 4, 8)},
-    **{f"I{8 * size}": (f"int{8 * size}", size) for size in (1, 2, 4, 8)},
-    **{f"U{8 * size}": (f"uint{8 * size}", size) for size in (1, 2, 4, 8)},
-    "C64": ("complex64", 8),
-    "BOOL": ("bool", 1),
+SAFETENSORS = {  # types to NumPy's names
+    **{f"F{8 * size}": f"float{8 * size}" for size in (2, 4, 8)},
+    **{f"I{8 * size}": f"int{8 * size}" for size in (1, 2, 4, 8)},
+    **{f"U{8 * size}": f"uint{8 * size}" for size in (1, 2, 4, 8)},
+    "C64": "complex64",
+    "BOOL": "bool",
 }
 CODES = {  # of whole numbers in the module `array`
     **{f"int{8 * array(code).itemsize}": code for code in "bhiq"},
@@ -166,56 +165,22 @@ def _npy_type(name: str, descr: Any) -> tuple[str, int, bool]:
 
 
 class SafetensorsFile(ArrayFile):
-    """A length, a JSON header of that length, and the values of all tensors one after the other.
-
-    Source: the section "Format" of https://github.com/huggingface/safetensors
-    """
+    """Tensors, of which the header says all."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
-        end = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(end - 8, LONGEST_SAFETENSORS):
-            raise ValueError(f"its header is said to be {length} bytes long, and the file has {end}")
-        table = json.loads(file.read(length))
-        if not isinstance(table, dict):
-            raise ValueError("its header is not a table")
-        table.pop("__metadata__", None)
-        self._types = {name: _safetensors_type(name, tensor) for name, tensor in table.items()}
-        self._start = 8 + length
-        self._check_places(end - self._start)
-        self.names = sorted(table)
+        self._tensors = header_of(file)
+        self.names = sorted(self._tensors)
 
     def header(self, name: str) -> Header:
-        code, shape, begin, end = self._types[name]
+        _, code, shape, start, size = self._tensors[name]
         if code not in SAFETENSORS:
             raise ValueError(f"{name} holds {code}, which NumPy lacks")
-        dtype, itemsize = SAFETENSORS[code]
-        if math.prod(shape) * itemsize != end - begin:
-            raise ValueError(f"{name} has not as many values as its shape says")
-        return Header(name, dtype, shape, sys.byteorder == "big", self._start + begin, end - begin)
+        return Header(name, SAFETENSORS[code], shape, sys.byteorder == "big", start, size)
 
     def stream(self, header: Header) -> BinaryIO:
         self._file.seek(header.start)
         return self._file
-
-    def _check_places(self, size: int) -> None:
-        place = 0
-        for begin, end in sorted((begin, end) for _, _, begin, end in self._types.values()):
-            if begin != place or end < begin:
-                raise ValueError("its header leaves gaps between tensors")
-            place = end
-        if place != size:
-            raise ValueError(f"its tensors have {place} bytes, and the file has {size} for them")
-
-
-def _safetensors_type(name: str, tensor: Any) -> tuple[str, tuple[int, ...], int, int]:
-    match tensor:
-        case {"dtype": str() as code, "shape": list() as shape, "data_offsets": [int(begin), int(end)]}:
-            if _is_shape(shape):
-                return code, tuple(shape), begin, end
-    raise ValueError(f"the header of {name} is broken")
 
 
 def _is_shape(shape: tuple[Any, ...] | list[Any]) -> bool:

@@ -87,11 +87,16 @@ def read_small(path: Path) -> bytes:
 def parse(text: bytes, path: Path) -> dict[str, Any]:
     """The table that JSON holds. Raises CheckpointError of what is none, also of NaN and of a key twice."""
     try:
-        table = json.loads(text, parse_constant=_refuse, object_pairs_hook=_each_once)
+        return strict_table(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def strict_table(text: bytes) -> dict[str, Any]:
+    """The same. Raises ValueError, and RecursionError of what is too deep."""
+    table = json.loads(text, parse_constant=_refuse, object_pairs_hook=_each_once)
     if not isinstance(table, dict):
-        raise CheckpointError(f"{path} cannot be read: it holds no table")
+        raise ValueError("it holds no table")
     return table
 
 

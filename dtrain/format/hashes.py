@@ -23,12 +23,12 @@ def digest_of(file: Path, form: int) -> str:
             if form == 1:
                 return hash_of(opened.read(), form)
             if holds_tensors(file.name):
-                return hash_of(read_raw(opened, file))
+                return hash_of(read_raw(opened))
             state = blake3()
             while piece := opened.read(PIECE):
                 state.update(piece)
             return state.hexdigest(length=16)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
 
 
