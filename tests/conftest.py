@@ -33,8 +33,8 @@ from dtrain.format.files import (
     hash_of,
     sealed,
 )
+from dtrain.format.metrics import read_metrics
 from dtrain.recipe.write import to_toml
-from dtrain.track.jsonl import read_metrics
 from dtrain.world.processes import leave
 
 torch.set_num_threads(1)

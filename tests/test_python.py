@@ -8,9 +8,9 @@ import torch
 from conftest import cut_off, last_tensors, metrics_of
 
 import dtrain
-from dtrain.checkpoint.folders import try_lock
 from dtrain.checkpoint.read import open_checkpoint
 from dtrain.events import Evaluated, Finished, Sampled, Saved, Started, Stepped
+from dtrain.format.locks import try_lock
 
 
 def test_a_run_is_a_loop_over_events_and_leaves_models(gan: Path, tmp_path: Path) -> None:

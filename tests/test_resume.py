@@ -24,10 +24,10 @@ from conftest import (
 from test_data_identity import PICTURE, bytes_read, recipe_on
 
 import dtrain
-from dtrain.checkpoint.folders import lock
 from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
 from dtrain.errors import CheckpointError
 from dtrain.events import Started
+from dtrain.format.locks import lock
 
 pytestmark = pytest.mark.alone
 

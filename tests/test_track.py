@@ -11,9 +11,10 @@ import pytest
 
 from dtrain.errors import DtrainError, RecipeError
 from dtrain.events import Evaluated, Finished, Sampled, Saved, Started, Stepped
+from dtrain.format.metrics import read_metrics
 from dtrain.track import TRACKERS, open_trackers
 from dtrain.track.base import RunInfo
-from dtrain.track.jsonl import open_jsonl, read_metrics
+from dtrain.track.jsonl import open_jsonl
 
 
 def run_in(folder: Path) -> RunInfo:

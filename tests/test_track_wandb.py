@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from wandb.util import get_core_path
+from wandb_server import wandb_server
 
+from dtrain.format.wandb_folder import how_to_look, url_of, was_offline
 from dtrain.pictures import save_grid
 from dtrain.track.transaction_log import find_logs, read_records, read_standing
-from dtrain.track.weights_and_biases import how_to_look
 
 pytestmark = pytest.mark.alone
 
@@ -249,3 +250,15 @@ def test_how_to_look_names_commands_that_find_every_life(tmp_path, environment):
         check=True,
     )
     assert "Would sync 2 run(s)" in found.stderr
+
+
+def test_a_run_that_is_online_keeps_the_address_at_which_it_is_shown(tmp_path, environment):
+    with wandb_server() as server:
+        online = environment | {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": server}
+        result = live(online, tmp_path / "run", 0, 40)
+    assert result.stderr == ""
+    assert url_of(tmp_path / "run") == f"{server}/someone/dtrain/runs/run1"
+    assert not was_offline(tmp_path / "run")
+    live(environment, tmp_path / "offline", 0, 40)
+    assert url_of(tmp_path / "offline") is None
+    assert was_offline(tmp_path / "offline")

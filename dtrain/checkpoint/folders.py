@@ -4,19 +4,19 @@ runs/<name>/<run id>/ holds recipe.toml, metrics.jsonl, samples/, wandb/ and che
 some process is working on holds a lock, which the system frees when that process ends, however it ends.
 """
 
-import fcntl
-import json
 import secrets
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import IO
 
 from dtrain.checkpoint.read import checkpoints_in, step_of
 from dtrain.checkpoint.write import PARTIAL
 from dtrain.errors import CheckpointError
-from dtrain.format.files import MANIFEST, RECIPE, STATE, write_synced
+from dtrain.format.files import RECIPE, write_synced
+from dtrain.format.locks import lock, try_lock
+from dtrain.format.runs import checkpoint_at, ended_early
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Place:
 
 def choose(
     runs: Path, *, name: str, recipe: str, last_step: int, fresh: bool, once: bool, resume: Path | None
-) -> tuple[Place, IO[bytes]]:
-    """Find the run to carry on, or make the folder of a new one; it is locked until the file is closed.
+) -> tuple[Place, ExitStack]:
+    """Find the run to carry on, or make the folder of a new one; it is locked until the stack is closed.
 
     A run of the same resolved recipe that was cut off is carried on from its newest checkpoint; with `once`
     the newest one is taken that is there, though it has finished.
@@ -42,7 +42,7 @@ def choose(
     """
     home = runs / name
     if resume is not None:
-        checkpoint = _named(resume)
+        checkpoint = checkpoint_at(resume).absolute()
         run = checkpoint.parent.parent
         is_newest = checkpoint.name == max((found.name for found in checkpoints_in(run)), default="")
         if is_newest and _recipe_of(run) == recipe:
@@ -54,54 +54,11 @@ def choose(
             if _recipe_of(run) != recipe or (found := try_lock(run)) is None:
                 continue
             newest = next(reversed(checkpoints_in(run)), None)
-            if newest is None or once or (step_of(newest) < last_step and not _ended_early(newest)):
+            if newest is None or once or (step_of(newest) < last_step and not ended_early(newest)):
                 return Place(_swept(run), newest), found
             found.close()
             break
     return _new(home, recipe, None)
-
-
-def _ended_early(checkpoint: Path) -> bool:
-    """Whether a run ended with this checkpoint because it no longer became better."""
-    try:
-        return bool(json.loads((checkpoint / STATE).read_bytes())["best"]["stale"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
-
-
-def try_lock(run: Path) -> IO[bytes] | None:
-    """Hold a run until the returned file is closed; None if another process holds it."""
-    try:
-        return lock(run)
-    except CheckpointError:
-        return None
-
-
-def lock(run: Path) -> IO[bytes]:
-    """Hold a run until the returned file is closed. Raises CheckpointError if another process holds it."""
-    try:
-        file = (run / ".lock").open("ab")
-    except OSError as error:
-        raise CheckpointError(f"{run} cannot be locked: {error}") from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise CheckpointError(f"{run} is being worked on by another process") from None
-    except OSError as error:
-        file.close()
-        raise CheckpointError(f"{run} cannot be locked: {error}") from None
-    return file
-
-
-def _named(path: Path) -> Path:
-    """The checkpoint that a path names: itself, or the newest of the run."""
-    if (path / MANIFEST).is_file():
-        return path.absolute()
-    inside = checkpoints_in(path)
-    if not inside:
-        raise CheckpointError(f"{path} is neither a checkpoint nor a run that has one")
-    return inside[-1].absolute()
 
 
 def _recipe_of(run: Path) -> str | None:
@@ -111,7 +68,7 @@ def _recipe_of(run: Path) -> str | None:
         return None
 
 
-def _new(home: Path, recipe: str, checkpoint: Path | None) -> tuple[Place, IO[bytes]]:
+def _new(home: Path, recipe: str, checkpoint: Path | None) -> tuple[Place, ExitStack]:
     """A folder of its own for a new run: made and locked under a hidden name, so that nobody takes it up."""
     name = f"{datetime.now():%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
     hidden = home / f".{name}"

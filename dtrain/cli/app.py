@@ -16,6 +16,7 @@ from dtrain.cli.mistakes import as_text
 from dtrain.cli.new import new
 from dtrain.cli.reproduce import reproduce
 from dtrain.cli.run import run
+from dtrain.cli.runs import runs
 from dtrain.cli.schema import schema
 from dtrain.cli.show import show
 from dtrain.errors import DtrainError, RankError, RecipeError, RecipeErrors
@@ -26,7 +27,7 @@ def app() -> None:
     """Train systems of several models from one TOML recipe, on one device or many."""
 
 
-for command in (run, launch, evaluate, reproduce, check, explain, show, diff, new, schema):
+for command in (run, runs, launch, evaluate, reproduce, check, explain, show, diff, new, schema):
     app.add_command(command)
 
 

@@ -1,21 +1,21 @@
 """dtrain diff: what differs between two recipes, runs or checkpoints."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from dtrain.cli.tables import columns
 from dtrain.errors import DtrainError
+from dtrain.format.files import MANIFEST, RECIPE
 
 if TYPE_CHECKING:
     from dtrain.recipe.values import Recipe
 
 SAME, DIFFERENT = 0, 1  # as of diff(1)
-CHECKPOINTS, MANIFEST, RECIPE, METRICS = "checkpoints", "manifest.json", "recipe.toml", "metrics.jsonl"
 WIDEST = 40  # characters of a value, so that both stand on a line
-UNMEASURED = ("examples_per_second",)  # of the machine, not of the recipe
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def diff(first: Path, second: Path) -> int:
 
 def open_side(path: Path) -> Side:
     """A recipe's file, a checkpoint, or a run. Raises DtrainError if a path is none of these."""
+    from dtrain.format.metrics import METRICS, last_values
     from dtrain.recipe.load import from_document, read
     from dtrain.spec.trust import Trust
 
@@ -64,9 +65,9 @@ def open_side(path: Path) -> Side:
         raise DtrainError(f"{path} does not exist; a recipe, a run or a checkpoint would do")
     if (path / MANIFEST).is_file():
         step = int(path.name.rpartition("-")[2]) if path.name.rpartition("-")[2].isdigit() else None
-        return Side(recipe_of(path / RECIPE), last_metrics(path.parent.parent / METRICS, step))
+        return Side(recipe_of(path / RECIPE), last_values(path.parent.parent / METRICS, step))
     if (path / RECIPE).is_file():
-        return Side(recipe_of(path / RECIPE), last_metrics(path / METRICS, None))
+        return Side(recipe_of(path / RECIPE), last_values(path / METRICS, None))
     inside = sorted(run for run in path.glob("*") if (run / RECIPE).is_file())
     hint = (
         f"; the newest run in it is {inside[-1]}" if inside else "; a recipe, a run or a checkpoint would do"
@@ -74,24 +75,12 @@ def open_side(path: Path) -> Side:
     raise DtrainError(f"{path} is none{hint}")
 
 
-def last_metrics(path: Path, step: int | None) -> dict[str, tuple[int, float]]:
-    """The last value of each metric up to a step, with the step that it was measured at."""
-    from dtrain.track.jsonl import read_metrics
-
-    if not path.is_file():
-        return {}
-    found: dict[str, tuple[int, float]] = {}
-    for at, values in read_metrics(path):
-        if step is None or at <= step:
-            numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-            found |= {name: (at, float(value)) for name, value in numbers.items() if name not in UNMEASURED}
-    return found
-
-
 def metric_rows(a: Side, b: Side) -> Iterator[tuple[str, str, str, str]]:
     """Name, both values and the change, evaluations first; the step where it is not the same."""
+    from dtrain.format.metrics import EVALUATED
+
     names = sorted(
-        a.metrics.keys() | b.metrics.keys(), key=lambda name: (not name.startswith("evaluate/"), name)
+        a.metrics.keys() | b.metrics.keys(), key=lambda name: (not name.startswith(EVALUATED), name)
     )
     for name in names:
         first, second = a.metrics.get(name), b.metrics.get(name)
@@ -102,15 +91,6 @@ def metric_rows(a: Side, b: Side) -> Iterator[tuple[str, str, str, str]]:
         ]
         change = "" if first is None or second is None else f"{second[1] - first[1]:+.4g}"
         yield name, shown[0], shown[1], change
-
-
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines, each column as wide as its widest cell."""
-    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    return [
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
 
 
 def _shown(value: Any) -> str:

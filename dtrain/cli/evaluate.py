@@ -13,13 +13,11 @@ from dtrain.cli.arguments import overrides as overrides_argument
 from dtrain.cli.arguments import scale as scale_option
 from dtrain.cli.arguments import trust as trust_option
 from dtrain.errors import CheckpointError
-from dtrain.format.checkpoints import checkpoints_in, step_of
+from dtrain.format.files import RECIPE
 
 if TYPE_CHECKING:
     from dtrain.recipe.document import Document
     from dtrain.recipe.values import Recipe
-
-RECIPE, STATE = "recipe.toml", "state.json"
 
 
 @click.command()
@@ -46,6 +44,7 @@ def evaluate(
     KEY=VALUE changes its recipe: evaluate.metrics.top3={kind="top_k",k=3}, say, or data.path=other.npz. Only
     torch's and dtrain's own classes are imported for it, and what --trust names. Nothing is written.
     """
+    from dtrain.format.runs import checkpoint_at
     from dtrain.scale.asked import read_scale
     from dtrain.world.launcher import contradictions
     from dtrain.world.world import read_world, tie_to_launcher
@@ -53,7 +52,7 @@ def evaluate(
     world = read_world(os.environ)
     tie_to_launcher(world)
     scale = read_scale(os.environ, scale_file)
-    path = chosen(checkpoint, best=best)
+    path = checkpoint_at(checkpoint, best=best)
     loaded, document = recipe_of(path, overrides, trust, data)
 
     from dtrain.recipe.locate import located
@@ -70,26 +69,6 @@ def evaluate(
     if world.rank == 0:
         said = {"checkpoint": str(path), "examples": examples, "processes": processes, "metrics": metrics}
         click.echo(json.dumps(said, indent=2) if as_json else "\n".join(table(path, examples, metrics)))
-
-
-def chosen(path: Path, *, best: bool) -> Path:
-    """The checkpoint that a path names, or the newest of a run, or its best."""
-    if (path / STATE).is_file():
-        if best:
-            raise CheckpointError(f"{path} is a checkpoint; --best is for a run")
-        return path
-    inside = checkpoints_in(path)
-    if not inside:
-        raise CheckpointError(f"{path} is neither a checkpoint nor a run that has one")
-    if not best:
-        return inside[-1]
-    try:
-        step, _ = json.loads((inside[-1] / STATE).read_bytes())["best"]["at"]
-        (found,) = [each for each in inside if step_of(each) == step]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        said = "has no best checkpoint; its recipe would say by which metric: checkpoint.best"
-        raise CheckpointError(f"{path} {said}") from None
-    return found
 
 
 def recipe_of(

@@ -3,6 +3,7 @@
 import math
 import sys
 
+from dtrain.cli.tables import bytes_text
 from dtrain.data.source import Description
 from dtrain.recipe.plan import checkpoint_size, pace_of, total_steps
 from dtrain.recipe.values import Recipe
@@ -178,12 +179,3 @@ def devices_text(engine: Parallel, processes: int) -> str:
 def shape_text(shape: Shape) -> str:
     """1x28x28."""
     return "x".join(map(str, shape)) or "one number"
-
-
-def bytes_text(size: float) -> str:
-    """A size in the unit that suits it: 3.1 MB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

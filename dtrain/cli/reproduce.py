@@ -50,13 +50,14 @@ def reproduce(
     Start as many processes as the run had. KEY=VALUE says where the data lies now, data.path=other.npz, say.
     Nothing is written.
     """
-    from dtrain.cli.evaluate import chosen, recipe_of
+    from dtrain.cli.evaluate import recipe_of
+    from dtrain.format.runs import checkpoint_at
     from dtrain.scale.asked import read_scale
     from dtrain.world.world import read_world, tie_to_launcher
 
     world = read_world(os.environ)
     tie_to_launcher(world)
-    loaded, document = recipe_of(path := chosen(checkpoint, best=False), overrides, trust, None)
+    loaded, document = recipe_of(path := checkpoint_at(checkpoint), overrides, trust, None)
 
     from dtrain.checkpoint.read import open_checkpoint
     from dtrain.reproduce import claim_of

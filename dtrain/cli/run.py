@@ -167,7 +167,7 @@ def to_see_again(again: Sequence[str], runs: Path, checkpoint: Path | None, *, a
 def _summarise(folder: Path, best: "Best", *, uses_wandb: bool) -> None:
     """Say where everything lies, and how to look at it."""
     from dtrain.checkpoint.read import checkpoints_in, step_of
-    from dtrain.track.weights_and_biases import how_to_look
+    from dtrain.format.wandb_folder import how_to_look
 
     print(f"\nrun         {_short(folder)}")
     checkpoints = checkpoints_in(folder)

@@ -58,6 +58,13 @@ def visible(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter in "\n\t" else _escape(letter) for letter in text)
 
 
+def in_line(value: object, most: int = 200) -> str:
+    """What a stranger wrote, on one line: as `visible`, the ends of lines too, and cut where it is long."""
+    text = str(value)
+    shown = visible(text[:most]).replace("\n", "\\n").replace("\t", "\\t")
+    return shown if len(text) <= most else f"{shown}..."
+
+
 def _escape(letter: str) -> str:
     number = ord(letter)
     return f"\\u{number:04x}" if number < 1 << 16 else f"\\U{number:08x}"

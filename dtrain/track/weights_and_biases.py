@@ -16,7 +16,6 @@ goes on. Rows go through a thread, since one `log` takes W&B 0.2 ms and, if a se
 """
 
 import html
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,8 +25,9 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from dtrain.events import Evaluated, Event, Observer, Sampled, Stepped
+from dtrain.format.metrics import METRICS, read_metrics
+from dtrain.format.wandb_folder import note_url
 from dtrain.track.base import RunInfo
-from dtrain.track.jsonl import NAME, read_metrics
 from dtrain.track.transaction_log import find_logs, mend, read_standing, wait_until_closed
 
 if TYPE_CHECKING:
@@ -74,20 +74,6 @@ def open_wandb(run: RunInfo, step: int) -> Iterator[Observer]:
             _warn(TimeoutError("it does not come to an end"))
 
 
-def how_to_look(folder: Path) -> list[str]:
-    """Command lines that show the run in `folder` in the terminal and, if it was offline, upload it.
-
-    Several lives of the run are found by one command each, and uploaded in their order.
-    """
-    wandb_folder = folder / "wandb"
-    commands = []
-    if any(wandb_folder.glob("*run-*/*.wandb")):
-        commands.append(f"wandb leet {shlex.quote(str(wandb_folder))}")
-    if any(wandb_folder.glob("offline-run-*/*.wandb")):
-        commands.append(f"wandb sync {shlex.quote(str(wandb_folder))}")
-    return commands
-
-
 class _Collector:
     """Joins what is told of one step into one row, and hands it over when another step begins."""
 
@@ -121,6 +107,8 @@ def _open(run: RunInfo, step: int) -> tuple["Run", Callable[[int, Row], None]]:
     wait_until_closed(logs, ORPHAN_SECONDS)
     logs = mend(logs)
     wandb_run = _start(run)
+    if wandb_run.url is not None:
+        note_url(run.folder, wandb_run.url)
     standing = read_standing(logs) if wandb_run.offline else {}
     wandb_run.define_metric("step", hidden=True)
     wandb_run.define_metric("*", step_metric="step")
@@ -213,7 +201,7 @@ def _write(work: Work, log: Callable[[int, Row], None], finish: Callable[[int], 
 
 def _rows_up_to(folder: Path, step: int) -> Iterator[tuple[int, Row]]:
     """What `metrics.jsonl` tells up to `step`; samples that were deleted since are left out."""
-    path = folder / NAME
+    path = folder / METRICS
     if not path.exists():
         return
     for done, values in read_metrics(path):

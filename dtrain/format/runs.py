@@ -1,0 +1,222 @@
+"""Runs as they lie on disk: where they are, and how each of them stands. Looking at one changes nothing."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli
+
+from dtrain.errors import CheckpointError, DtrainError
+from dtrain.format.checkpoints import checkpoints_in, glance_at
+from dtrain.format.files import MANIFEST, RECIPE, STATE, folder_name
+from dtrain.format.locks import LOCK, RUNNING, is_held
+from dtrain.format.metrics import BROKEN, METRICS, Latest, latest_in
+
+State = Literal["running", "finished", "stopped early", "cut off", "no checkpoint yet", "damaged"]
+LARGEST = 1 << 20  # bytes of a recipe
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation of a run by the metric that its recipe names."""
+
+    metric: str
+    mode: str  # "min" or "max"
+    step: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a run stands.
+
+    `step` is that of its newest checkpoint; while it runs, the last that it told of. `problem` says what is
+    damaged.
+    """
+
+    state: State
+    step: int
+    total: int | None  # None where no checkpoint says it yet
+    best: Best | None
+    latest: Latest
+    problem: str = ""
+
+
+def standing(run: Path) -> Standing:
+    """How a run stands, by its lock, its newest checkpoint, and the end of its metrics.
+
+    Of hashes none is checked, so that hundreds of runs take no time; `dtrain inspect` and `evaluate` do that.
+    """
+    is_running = is_held(run)  # before its checkpoints are looked at, as it may end meanwhile
+    newest = next(reversed(checkpoints_in(run)), None)
+    try:
+        latest = latest_in(run / METRICS)
+        saved: Mapping[str, Any] = {} if newest is None else _state_in(newest)
+        done, total = (whole_number(saved, key) for key in ("step", "total")) if saved else (0, None)
+    except DtrainError as error:
+        return Standing("running" if is_running else "damaged", 0, None, None, Latest(), str(error))
+    if total is None and is_running:
+        total = _steps_asked_for(run)
+    state: State = "running" if is_running else "no checkpoint yet" if newest is None else ended(saved)
+    step = max(done or 0, latest.step) if is_running else done or 0
+    return Standing(state, step, total, best_of(saved), latest)
+
+
+def ended(saved: Mapping[str, Any]) -> Literal["finished", "stopped early", "cut off"]:
+    """How a run that nobody works on ended, by the state in its newest checkpoint."""
+    if whole_number(saved, "step") >= whole_number(saved, "total"):
+        return "finished"
+    return "stopped early" if _is_stale(saved) else "cut off"
+
+
+def ended_early(checkpoint: Path) -> bool:
+    """Whether a run ended with this checkpoint because it no longer became better."""
+    try:
+        return _is_stale(json.loads((checkpoint / STATE).read_bytes()))
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def best_of(saved: Mapping[str, Any]) -> Best | None:
+    """The best evaluation up to a checkpoint, by the state in it; None where there is none."""
+    match saved.get("best"):
+        case {"metric": str(metric), "mode": str(mode), "at": [int(step), int() | float() as value]}:
+            return Best(metric, mode, step, float(value))
+    return None
+
+
+def whole_number(saved: Mapping[str, Any], key: str) -> int:
+    """A number of the state in a checkpoint. Raises CheckpointError if it has none there."""
+    value = saved.get(key)
+    if type(value) is not int:
+        raise CheckpointError(f"{STATE} does not say {key}, a whole number")
+    return value
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's."""
+    return not (path / MANIFEST).exists() and ((path / RECIPE).is_file() or (path / "checkpoints").is_dir())
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The runs of a folder of runs, of runs/NAME, or the one that it is itself; newest first."""
+    if is_run(folder):
+        return [folder]
+    inside = list(_folders(folder))
+    own = [path for path in inside if is_run(path)]
+    below = [run for path in inside if path not in own for run in _folders(path) if is_run(run)]
+    return sorted((*own, *below), key=lambda run: run.name, reverse=True)
+
+
+def run_name(run: Path) -> str:
+    """The name of the recipe that a run is of, after which the folder above it is called."""
+    return run.absolute().parent.name
+
+
+def run_at(path: Path) -> Path:
+    """The run that a path means: itself, or the newest of runs/NAME. Raises CheckpointError if it is none."""
+    if is_run(path):
+        return path
+    inside = [run for run in _folders(path) if is_run(run)]
+    if inside:
+        return max(inside, key=lambda run: run.name)
+    if (path / MANIFEST).is_file():
+        raise CheckpointError(f"{path} is a checkpoint; its run would do: {path.parent.parent}")
+    raise CheckpointError(f"{path} {'is no run' if path.exists() else 'does not exist'}; runs/NAME would do")
+
+
+def checkpoint_at(path: Path, *, best: bool = False) -> Path:
+    """The checkpoint that a path names: itself, the newest of a run, or its best.
+
+    Raises CheckpointError if there is none.
+    """
+    if (path / MANIFEST).is_file():
+        if best:
+            raise CheckpointError(f"{path} is a checkpoint; --best is for a run")
+        return path
+    inside = checkpoints_in(path)
+    if not inside:
+        newest = next((run for run in runs_in(path) if checkpoints_in(run)), None)
+        hint = "" if newest is None else f"; the newest run in it that has one is {newest}"
+        raise CheckpointError(f"{path} is neither a checkpoint nor a run that has one{hint}")
+    if not best:
+        return inside[-1]
+    known = best_of(glance_at(inside[-1]).state)
+    found = None if known is None else inside[-1].with_name(folder_name(known.step))
+    if found not in inside:
+        said = "has no best checkpoint; its recipe would say by which metric: checkpoint.best"
+        raise CheckpointError(f"{path} {said}")
+    return found
+
+
+def size_and_time(run: Path) -> tuple[int, float]:
+    """Bytes of all files of a run, and when the last of them was written."""
+    size, moved, folders = 0, 0.0, [str(run)]
+    while folders:
+        for entry in _entries(folders.pop()):
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+            elif entry.name not in (LOCK, RUNNING):
+                found = _stat(entry)
+                size, moved = size + found[0], max(moved, found[1])
+    return size, moved
+
+
+def _state_in(checkpoint: Path) -> dict[str, Any]:
+    """The state in a checkpoint. Raises CheckpointError if a file is missing, cut short, or not JSON."""
+    file = checkpoint / MANIFEST
+    try:
+        for name, entry in json.loads(file.read_bytes())["files"].items():
+            file = checkpoint / name
+            if (found := file.stat().st_size) != entry["size"]:
+                raise CheckpointError(f"{file} was cut short or altered: {found} bytes, not {entry['size']}")
+        file = checkpoint / STATE
+        return dict(json.loads(file.read_bytes()))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} is missing") from None
+    except (OSError, *BROKEN) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from None
+
+
+def _is_stale(saved: Any) -> bool:
+    match saved:
+        case {"best": {"stale": bool(stale)}}:
+            return stale
+    return False
+
+
+def _steps_asked_for(run: Path) -> int | None:
+    """The steps of a run without a checkpoint, where its recipe counts them."""
+    try:
+        with (run / RECIPE).open("rb") as file:
+            steps = tomli.loads(file.read(LARGEST).decode())["train"]["steps"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return steps if type(steps) is int else None
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    """The folders in one, but for hidden ones: runs that are being made."""
+    for entry in _entries(folder):
+        if not entry.name.startswith(".") and entry.is_dir():
+            yield Path(entry.path)
+
+
+def _stat(entry: os.DirEntry[str]) -> tuple[int, float]:
+    """Bytes of a file, and when it was written; nothing of one that was there a moment ago."""
+    try:
+        found = entry.stat(follow_symlinks=False)
+    except OSError:
+        return 0, 0.0
+    return found.st_size, found.st_mtime
+
+
+def _entries(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except OSError:  # it is gone, or not for us to read
+        return
