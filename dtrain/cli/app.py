@@ -11,6 +11,7 @@ from dtrain.cli.diff import diff
 from dtrain.cli.ending import DEFECT, INTERRUPTED, complain, refuse
 from dtrain.cli.evaluate import evaluate
 from dtrain.cli.explain import explain
+from dtrain.cli.inspect import inspect
 from dtrain.cli.launch import launch
 from dtrain.cli.mistakes import as_text
 from dtrain.cli.new import new
@@ -27,7 +28,7 @@ def app() -> None:
     """Train systems of several models from one TOML recipe, on one device or many."""
 
 
-for command in (run, runs, launch, evaluate, reproduce, check, explain, show, diff, new, schema):
+for command in (run, runs, launch, evaluate, reproduce, inspect, check, explain, show, diff, new, schema):
     app.add_command(command)
 
 

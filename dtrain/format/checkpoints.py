@@ -77,7 +77,7 @@ def _read(path: Path, only: tuple[str, ...] | None) -> Checkpoint:
     files = manifest["files"]
     for name in files:
         if only is None or name in only:
-            _check(path, name, files[name], manifest["format"])
+            check_file(path, name, files[name], manifest["format"])
     missing = [name for name in SMALL if name not in files]
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}")
@@ -108,7 +108,8 @@ def _check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
             raise CheckpointError(f"{path} is not one of dtrain's: {name} has no hash")
 
 
-def _check(path: Path, name: str, entry: Mapping[str, Any], form: int) -> None:
+def check_file(path: Path, name: str, entry: Mapping[str, Any], form: int) -> None:
+    """Raise CheckpointError unless a file of a checkpoint is there and is what its manifest says."""
     file = path / name
     if Path(name).name != name or "\0" in name or file.is_symlink() or not file.is_file():
         raise CheckpointError(f"{file} is missing, or not a file of this checkpoint")
