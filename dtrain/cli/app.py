@@ -7,6 +7,7 @@ import traceback
 import click
 
 from dtrain.cli.check import check
+from dtrain.cli.convert import convert
 from dtrain.cli.diff import diff
 from dtrain.cli.ending import DEFECT, INTERRUPTED, complain, refuse
 from dtrain.cli.evaluate import evaluate
@@ -28,7 +29,21 @@ def app() -> None:
     """Train systems of several models from one TOML recipe, on one device or many."""
 
 
-for command in (run, runs, launch, evaluate, reproduce, inspect, check, explain, show, diff, new, schema):
+for command in (
+    run,
+    runs,
+    launch,
+    evaluate,
+    reproduce,
+    inspect,
+    convert,
+    check,
+    explain,
+    show,
+    diff,
+    new,
+    schema,
+):
     app.add_command(command)
 
 
