@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dtrain.checkpoint.models import load_models
+    from dtrain.checkpoint.runs import RunRecord, load_run
     from dtrain.errors import (
         CheckpointError,
         DataError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 HOMES = {
     "load_models": "dtrain.checkpoint.models",
+    **dict.fromkeys(("RunRecord", "load_run"), "dtrain.checkpoint.runs"),
     "load": "dtrain.recipe.load",
     "Recipe": "dtrain.recipe.values",
     "Run": "dtrain.run",
@@ -68,9 +70,11 @@ __all__ = [
     "RecipeError",
     "RecipeErrors",
     "Run",
+    "RunRecord",
     "System",
     "load",
     "load_models",
+    "load_run",
     "setup",
     "train",
     "watch",
