@@ -130,7 +130,7 @@ CHECKS = """
 import sys
 from dtrain.cli.app import carry_out
 HEAVY = {"torch", "jax", "wandb", "accelerate", "deepspeed", "numpy", "safetensors", "PIL"}
-commands = [["--help"], ["run", "--help"], ["check", "nowhere"]]
+commands = [["--help"], ["run", "--help"], ["check", "nowhere"], ["runs", "."]]
 for recipe in sys.argv[1:]:
     commands += [["check", recipe], ["show", recipe]]
 for arguments in commands:
