@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from conftest import only_run
+from killing import steps_logged
 from launching import ROOT
 from slurm_cluster import wait_for
-from test_resume import steps_logged
 
 from dtrain.checkpoint.read import checkpoints_in
 from dtrain.format.files import MANIFEST

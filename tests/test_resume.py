@@ -1,23 +1,17 @@
 """A run that was cut off goes on by itself and ends with the bits of one left alone; which run goes on."""
 
 import os
-import random
-import signal
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import (
-    Life,
     Said,
     cut_off,
     last_tensors,
     metrics_of,
     only_run,
-    start,
     start_two,
     tensors_of,
 )
@@ -31,92 +25,7 @@ from dtrain.format.locks import lock
 
 pytestmark = pytest.mark.alone
 
-KILLS = 20 if "DTRAIN_TEST_LONG" in os.environ else 6
 Here = Callable[..., Said]
-
-
-@dataclass(frozen=True)
-class Moment:
-    """When to kill: some seconds after a step is logged, or at the next sight of a file being saved."""
-
-    step: int
-    seconds: float
-    in_save: bool
-
-
-def draw_moments(count: int, last: int, seed: int) -> list[Moment]:
-    """Moments in order; every other one inside a save."""
-    draw = random.Random(seed)
-    steps = sorted(draw.randint(1, last) for _ in range(count))
-    return [Moment(step, draw.uniform(0, 0.02), number % 2 == 1) for number, step in enumerate(steps)]
-
-
-def kill_at(moment: Moment, lives: Sequence[Life], runs: Path) -> None:
-    """Wait for the moment, then kill all processes at once."""
-
-    def wait(condition: Callable[[], bool]) -> None:
-        until = time.monotonic() + 120
-        while not condition():
-            assert time.monotonic() < until
-            assert all(life.process.is_alive() for life in lives), [life.said for life in lives]
-            time.sleep(0.0005)
-
-    wait(lambda: steps_logged(runs) >= moment.step)
-    if moment.in_save:
-        wait(lambda: any(runs.glob("*/*/.partial/*/*")))
-    else:
-        time.sleep(moment.seconds)
-    for life in lives:
-        life.process.kill()
-    assert [life.end() for life in lives] == [-signal.SIGKILL] * len(lives)
-
-
-def steps_logged(runs: Path) -> int:
-    return max((file.read_bytes().count(b"\n") for file in runs.glob("*/*/metrics.jsonl")), default=0)
-
-
-def assert_same_run(run: Path, alone: Path) -> None:
-    """The same checkpoints with the same bits, and the same metrics, each step once."""
-    assert [path.name for path in checkpoints_in(run)] == [path.name for path in checkpoints_in(alone)]
-    for path in checkpoints_in(run):
-        assert tensors_of(path) == tensors_of(alone / "checkpoints" / path.name), path.name
-    metrics = metrics_of(run)
-    assert metrics == metrics_of(alone)
-    trained = [step for step, values in metrics if "generator/loss" in values]
-    assert trained == list(range(1, trained[-1] + 1))
-    first, second = (open_checkpoint(checkpoints_in(each)[-1]).state for each in (run, alone))
-    assert {**first, "run": ""} == {**second, "run": ""}
-
-
-def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_left_alone(
-    gan: Path, tmp_path: Path, dtrain_here: Here
-) -> None:
-    command = ["run", gan, "train.steps=32", "every.save=3"]
-    assert dtrain_here(*command, "--runs", tmp_path / "alone").code == 0
-    runs, log = tmp_path / "runs", tmp_path / "log"
-    for moment in draw_moments(KILLS, last=22, seed=5):
-        kill_at(moment, [start(*command, "--runs", runs, log=log)], runs)
-        for checkpoint in only_run(runs).glob("checkpoints/*"):
-            open_checkpoint(checkpoint)
-    life = start(*command, "--runs", runs, log=log)
-    assert life.end() == 0, life.said
-    assert "carrying on from" in life.said
-    assert_same_run(only_run(runs), only_run(tmp_path / "alone"))
-    assert not any((only_run(runs) / ".partial").iterdir())
-
-
-def test_two_processes_killed_at_once_end_with_the_bits_of_two_left_alone(gan: Path, tmp_path: Path) -> None:
-    command = ["run", gan, "train.steps=16"]
-    alone = start_two(*command, "--runs", tmp_path / "alone", log=tmp_path / "log-alone")
-    assert [life.end() for life in alone] == [0, 0], [life.said for life in alone]
-    runs, log = tmp_path / "runs", tmp_path / "log"
-    for moment in (Moment(3, 0.01, False), Moment(7, 0, True)):
-        kill_at(moment, start_two(*command, "--runs", runs, log=log), runs)
-        for checkpoint in only_run(runs).glob("checkpoints/*"):
-            open_checkpoint(checkpoint)
-    lives = start_two(*command, "--runs", runs, log=log)
-    assert [life.end() for life in lives] == [0, 0], [life.said for life in lives]
-    assert_same_run(only_run(runs), only_run(tmp_path / "alone"))
 
 
 def restore_and_go_on(arguments: list[str]) -> int:

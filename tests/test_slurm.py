@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from conftest import only_run, start_two
+from killing import assert_same_run, steps_logged
 from launching import ROOT
 from slurm_cluster import Cluster, cluster, missing, wait_for
-from test_resume import assert_same_run, steps_logged
 
 from dtrain.checkpoint.read import checkpoints_in, step_of
 

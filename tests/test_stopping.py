@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from conftest import Life, only_run, start, start_two
+from killing import assert_same_run, steps_logged
 from launching import ACCELERATE, ROOT, TORCHRUN
-from test_resume import assert_same_run, steps_logged
 
 from dtrain.checkpoint.read import checkpoints_in, step_of
 from dtrain.cli.app import main

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from conftest import only_run, start_two
+from killing import assert_same_run, steps_logged
 from launching import ACCELERATE, ROOT
 from slurm_cluster import wait_for
-from test_resume import assert_same_run, steps_logged
 from two_machines import Machines, forbidden, machines
 
 pytestmark = [pytest.mark.alone, pytest.mark.skipif(forbidden() != "", reason=forbidden())]
