@@ -66,12 +66,12 @@ def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_left_alone(
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_asked_to_end_at_random_moments_loses_no_step(way: str, tmp_path: Path, on_cpu: None) -> None:
     chance = random.Random(f"signals, {way}")
-    size, keep = WAYS[way].size, "checkpoint.keep=100000"
+    size, settings = WAYS[way].size, ["checkpoint.keep=100000", "every.save=15"]
     # Several ranks look for signals about once in a second: that many steps a life takes, and more.
-    steps = (20 if size == 1 else 150) * min(SIGNALS[way], 20)
+    steps = 40 + (15 if size == 1 else 60) * min(SIGNALS[way], 20)
     left, sent = SIGNALS[way], Counter[str]()
     first = Campaign(WAYS[way], tmp_path / "0", steps, chance)
-    alone = first.leave_alone(keep)
+    alone = first.leave_alone(*settings)
     slowest, number = 0.0, 0
     while left:
         campaign = first if number == 0 else Campaign(WAYS[way], tmp_path / str(number), steps, chance)
@@ -80,7 +80,7 @@ def test_a_run_asked_to_end_at_random_moments_loses_no_step(way: str, tmp_path: 
         while left and not is_finished and campaign.last() < steps - 40:
             asked = chance.choice(list(STATUS))
             before = campaign.last()
-            lives = campaign.live(keep)
+            lives = campaign.live(*settings)
             whom = chance.choice(["one rank", "all"])
             campaign.wait_for(Moment.draw(chance, starting=False), lives, before)
             began = time.monotonic()
@@ -96,7 +96,7 @@ def test_a_run_asked_to_end_at_random_moments_loses_no_step(way: str, tmp_path: 
             sent[f"{asked.name} to {whom}"] += 1
             left -= 1
         if not is_finished:
-            lives = campaign.live(keep)
+            lives = campaign.live(*settings)
             assert [life.end(20 * SOON) for life in lives.lives] == [0] * size, lives.said()
         assert_same_course(campaign.only(campaign.runs), alone)
     print(f"\n{way}: {dict(sent)}, {number} runs, ended in {slowest:.1f} s")
