@@ -2,11 +2,11 @@
 
     python benchmarks/checkpoint.py            # 10 and 100 million parameters with Adam; 500 as an argument
 
-Side by side in one process, on one thread, in turns: dtrain, and what else saves the same model and optimizer
-(torch.save, torch.distributed.checkpoint and its async_save, Accelerate's save_state, Lightning's Fabric where
-it is installed). A memcpy of the state into buffers that are there, and safetensors' own save_file with fsync,
-are what no saving can be quicker than. The times are medians; dtrain's first save, which allocates its buffers,
-is told by itself.
+Side by side in one process, on one thread, in turns: dtrain, and what else saves the same model and
+optimizer: torch.save, torch.distributed.checkpoint and its async_save, Accelerate's save_state, and
+Lightning's Fabric where it is installed. A memcpy of the state into buffers that are there, and
+safetensors' own save_file with fsync, are what no saving can be quicker than. Times are medians;
+dtrain's first save, which allocates its buffers, is told by itself.
 """
 
 import gc
