@@ -69,7 +69,7 @@ class Forked:
 
     def victims(self, whom: str, chance: random.Random) -> list[int]:
         lives = [chance.choice(self.lives)] if whom == "one rank" else self.lives
-        return [life.process.pid or 0 for life in lives]
+        return [pid for life in lives if (pid := life.process.pid)]  # never 0, which is our own group
 
     def is_running(self) -> bool:
         return all(life.process.is_alive() for life in self.lives)
