@@ -98,7 +98,9 @@ class Launched:
         own = psutil.Process(self.launcher.pid)
         ranks = [process.pid for process in own.children()]
         self.below = [process.pid for process in own.children(recursive=True)]
-        return {"one rank": [chance.choice(ranks)], "launcher": [own.pid], "all": [own.pid, *ranks]}[whom]
+        if whom == "one rank":
+            return [chance.choice(ranks)]
+        return [own.pid] if whom == "launcher" else [own.pid, *ranks]
 
     def is_running(self) -> bool:
         return self.launcher.poll() is None
