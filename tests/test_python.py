@@ -52,7 +52,8 @@ def test_events_come_in_the_order_in_which_things_happen(gan: Path, tmp_path: Pa
         *((Stepped, 5), (Evaluated, 5), (Sampled, 5)),
         (Finished, 5),
     ]
-    saves = [(step, seen[place - 1][1]) for place, (kind, step) in enumerate(seen) if kind is Saved]
+    reached = [max(step for _, step in seen[:place]) for place, (kind, _) in enumerate(seen) if kind is Saved]
+    saves = list(zip([step for kind, step in seen if kind is Saved], reached, strict=True))
     assert [step for step, _ in saves] == [2, 3, 4, 5]  # the first evaluation, at 3, is the best so far
     assert all(step <= after <= then for (step, after), then in zip(saves, (3, 4, 5, 5), strict=True))
     assert seen[-1] == (Finished, 5)
