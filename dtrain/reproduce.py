@@ -6,17 +6,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from blake3 import blake3
-from torch import uint8
-
 from dtrain.checkpoint.read import Checkpoint, checkpoints_in, step_of
 from dtrain.checkpoint.record import Noted, Record, Recorder, read_record
 from dtrain.checkpoint.snapshot import Snapshot
+from dtrain.checkpoint.tensor_files import bytes_of
 from dtrain.checkpoint.write import Content
 from dtrain.engines.base import Engine
 from dtrain.events import Stepped
 from dtrain.format.checkpoints import glance_at
-from dtrain.format.files import RECIPE
+from dtrain.format.files import RECIPE, hash_of
 from dtrain.format.lines import whole_lines
 from dtrain.loop import LOOK, refresh, train
 from dtrain.run import Run
@@ -99,7 +97,7 @@ def reproduce(run: Run, claim: Claim, until: int) -> Iterator[Compared]:
     """
     comparison = Comparison(claim) if run.engine.rank == 0 else None
     run.recorder = Recorder(run.engine, comparison, every_step=claim.has_digests)
-    run.writer = Unwritten()  # type: ignore[assignment]
+    run.writer = Unwritten()
     equal_until = run.step
     for event in train(run):
         if not isinstance(event, Stepped):
@@ -179,9 +177,7 @@ def hashes_of(engine: Engine) -> dict[str, str]:
     shards = snapshot.take(engine, shard_bytes=1 << 62)
     snapshot.wait()
     own = {
-        f"{shard.part}/{name}": blake3(
-            snapshot[shard.part, name].contiguous().reshape(-1).view(uint8).numpy().data
-        ).hexdigest(length=16)
+        f"{shard.part}/{name}": hash_of(bytes_of(snapshot[shard.part, name]))
         for shard in shards
         if shard.rank == engine.rank
         for name in shard.names

@@ -14,7 +14,7 @@ from dtrain.checkpoint.folders import Place, choose
 from dtrain.checkpoint.provenance import provenance
 from dtrain.checkpoint.record import Recorder, RecordFile
 from dtrain.checkpoint.write import Ranks
-from dtrain.checkpoint.writer import Writer
+from dtrain.checkpoint.writer import Saves, Writer
 from dtrain.data.identity import Fingerprint, fingerprint
 from dtrain.data.loader import Loader
 from dtrain.data.opening import open_examples
@@ -70,7 +70,7 @@ class Run:
     data: Mapping[str, Any]  # how many examples, shapes, fingerprints, and the step since when it is these
     best: Best
     lookout: "Lookout"
-    writer: Writer = field(init=False)
+    writer: Saves = field(init=False)
     recorder: Recorder = field(init=False)
     origin: Mapping[str, Any] | None = None  # the checkpoint of another run that it began from
     other_data: Mapping[str, str] = field(default_factory=dict)  # by part: what is not as in the checkpoint

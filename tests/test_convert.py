@@ -14,8 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import dtrain
-from dtrain.checkpoint.convert import INDEX, split
+from dtrain.checkpoint.convert import INDEX
 from dtrain.checkpoint.read import checkpoints_in
+from dtrain.format.files import in_groups
 from dtrain.format.safetensors_header import Stored
 
 Here = Callable[..., Said]
@@ -105,7 +106,12 @@ def test_a_folder_has_files_of_a_size_and_their_index(run: Path, tmp_path: Path,
 
 def test_a_tensor_larger_than_a_file_has_one_of_its_own() -> None:
     tensors = [Stored(str(n), "U8", (size,), 0, size) for n, size in enumerate((2, 3, 9, 1, 4, 1))]
-    assert [[each.size for each in shard] for shard in split(tensors, 5)] == [[2, 3], [9], [1, 4], [1]]
+    assert [[each.size for each in shard] for shard in in_groups(tensors, lambda each: each.size, 5)] == [
+        [2, 3],
+        [9],
+        [1, 4],
+        [1],
+    ]
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp64", "fp32"])

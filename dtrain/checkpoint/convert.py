@@ -14,7 +14,7 @@ from typing import Literal
 
 from dtrain.errors import CheckpointError
 from dtrain.format.checkpoints import Checkpoint
-from dtrain.format.files import MANIFEST, canonical, shard_name, sync
+from dtrain.format.files import MANIFEST, canonical, in_groups, shard_name, sync
 from dtrain.format.runs import whole_number
 from dtrain.format.safetensors_header import BYTES, Stored, header_bytes, read_header
 from dtrain.format.tensors import Located, locate, model_names, of_model
@@ -102,7 +102,7 @@ def write_file(weights: Weights, path: Path, planned: Sequence[Stored]) -> None:
 
 def write_shards(weights: Weights, folder: Path, shard_bytes: int) -> None:
     """Write files of at most so many bytes of weights, or of one tensor that has more, and their index."""
-    shards = list(split(weights.planned(), shard_bytes))
+    shards = in_groups(weights.planned(), lambda each: each.size, shard_bytes)
     files = {shard_name("model", number, len(shards)): shard for number, shard in enumerate(shards, 1)}
     for name, shard in files.items():
         write_file(weights, folder / name, shard)
@@ -110,20 +110,6 @@ def write_shards(weights: Weights, folder: Path, shard_bytes: int) -> None:
     homes = {each.name: name for name, shard in files.items() for each in shard}
     index = {"metadata": {"total_size": total, **weights.source}, "weight_map": homes}
     (folder / INDEX).write_bytes(canonical(index))
-
-
-def split(tensors: Sequence[Stored], most: int) -> Iterator[list[Stored]]:
-    """Tensors in their order, as few files as that takes."""
-    shard: list[Stored] = []
-    size = 0
-    for each in tensors:
-        if shard and size + each.size > most:
-            yield shard
-            shard, size = [], 0
-        shard.append(each)
-        size += each.size
-    if shard:
-        yield shard
 
 
 def tell_source(path: Path, source: Mapping[str, str]) -> None:

@@ -2,8 +2,6 @@
 
 import platform
 import subprocess
-from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,7 @@ from dtrain.engines.base import Engine
 from dtrain.format.checkpoints import Checkpoint
 from dtrain.recipe.write import encode
 from dtrain.scale.tables import Scale
-
-PACKAGES = ("dtrain", "torch", "numpy", "accelerate", "deepspeed", "safetensors")
+from dtrain.world.agreement import versions
 
 
 def provenance(engine: Engine, scale: Scale) -> dict[str, Any]:
@@ -21,7 +18,7 @@ def provenance(engine: Engine, scale: Scale) -> dict[str, Any]:
 
     kernels = torch.backends.cpu.get_cpu_capability()  # which of torch's sums are done in which order
     return {
-        "versions": {"python": platform.python_version()} | dict(_versions()),
+        "versions": versions(),
         "platform": platform.platform(),
         "processor": f"{_processor()} ({kernels})",
         "device": torch.cuda.get_device_name() if engine.device_type == "cuda" else engine.device_type,
@@ -35,14 +32,6 @@ def provenance(engine: Engine, scale: Scale) -> dict[str, Any]:
 def origin_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """The checkpoint that another run begins from."""
     return {"path": str(checkpoint.path), "step": checkpoint.step, "checksum": checkpoint.checksum}
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for name in PACKAGES:
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:  # deepspeed is not everywhere
-            continue
 
 
 def _processor() -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from dtrain.engines.base import Engine
+from dtrain.engines.digests import numbers_of
 from dtrain.errors import DtrainError
 from dtrain.format.checkpoints import glance_at
 from dtrain.format.lines import drop_later, whole_lines
@@ -57,7 +58,7 @@ class Recorder:
         """Tell what was noted. Collective."""
         if not self._pending:
             return
-        own = [[int(digest) for digest in digests.values()] for _, digests in self._pending]
+        own = [numbers_of(digests.values()) for _, digests in self._pending]
         pending, self._pending = self._pending, []
         gathered = self._engine.gather(own)
         if self._listener is None:

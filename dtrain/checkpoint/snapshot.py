@@ -4,14 +4,14 @@ Each rank keeps buffers for its own share of the tensors, and for no more: they 
 save and used again at every later one, as fresh memory takes several times as long to fill.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dtrain.engines.base import Engine, Part
-from dtrain.format.files import PARTS, shard_name
+from dtrain.format.files import PARTS, in_groups, shard_name
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,14 @@ class Snapshot:
         own = {(each.part, name) for each in shards if each.rank == engine.rank for name in each.names}
         self._kept = {key: kept for key, kept in self._kept.items() if key in own}
         is_on_gpu = False
-        for (
-            part,
-            name,
-            tensor,
-        ) in engine.tensors():  # whole for a moment on every rank, where models are split
+        # Where models are split each is whole for a moment on every rank.
+        for part, name, tensor in engine.tensors():
             if (part, name) in own:
                 self._copy((part, name), tensor)
                 is_on_gpu = is_on_gpu or tensor.is_cuda
         self._copied = None
         if is_on_gpu:
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's has no types
             self._copied.record()
         return shards
 
@@ -79,7 +76,7 @@ def plan(part: Part, sizes: Mapping[str, int], world: int, shard_bytes: int) -> 
     groups: list[tuple[int, list[str]]] = []
     for rank in range(world):
         own = [name for name in sorted(sizes) if owners[name] == rank]
-        groups += [(rank, names) for names in _cut(own, sizes, shard_bytes)]
+        groups += [(rank, names) for names in in_groups(own, sizes.__getitem__, shard_bytes)]
     return [
         Shard(part, shard_name(part, number, len(groups)), rank, tuple(names))
         for number, (rank, names) in enumerate(groups, 1)
@@ -94,15 +91,3 @@ def assign(sizes: Mapping[str, int], world: int) -> dict[str, int]:
         owners[name] = rank = loads.index(min(loads))
         loads[rank] += max(sizes[name], 1)
     return owners
-
-
-def _cut(names: Iterable[str], sizes: Mapping[str, int], most: int) -> list[list[str]]:
-    groups: list[list[str]] = []
-    room = 0
-    for name in names:
-        if not groups or sizes[name] > room:
-            groups.append([])
-            room = most
-        groups[-1].append(name)
-        room -= sizes[name]
-    return groups

@@ -56,7 +56,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
     with path.open("wb", buffering=1 << 20) as file:
         file.write(header)
         for name in (each.name for each in ordered):
-            values = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data
+            values = bytes_of(tensors[name])
             state = blake3()
             for start in range(0, len(values), PIECE):
                 piece = values[start : start + PIECE]
@@ -67,6 +67,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
         os.fsync(file.fileno())
         size = file.tell()
     return Written(size, size - len(header), hash_of(header), digests)
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The values of a tensor on the CPU as a file has them."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _stored(name: str, tensor: Tensor) -> Stored:

@@ -4,11 +4,23 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dtrain.checkpoint.snapshot import Snapshot
 from dtrain.checkpoint.write import Content, Ranks, write
 from dtrain.engines.base import Engine
+
+
+class Saves(Protocol):
+    """What the loop asks of who saves."""
+
+    def begin(self, engine: Engine, content: Content, then: Callable[[], None]) -> None:
+        """Take up the state of an engine; `then` follows when it is saved. Collective."""
+        ...
+
+    def finished(self, *, waits: bool) -> tuple[int, Path] | None:
+        """The step and path of a checkpoint that became whole since this was last asked, if there is one."""
+        ...
 
 
 class Writer:

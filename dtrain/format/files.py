@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from blake3 import blake3
 
@@ -15,6 +15,7 @@ FORMAT = 2  # what is written; 1 had other hashes (BLAKE2b), one file a rank and
 FORMATS = (1, 2)  # what is read
 PARTS = ("models", "optimizers", "averages")
 RECIPE, STATE, MANIFEST = "recipe.toml", "state.json", "manifest.json"
+Item = TypeVar("Item")
 LARGEST = 1 << 24  # bytes of a JSON file or header: some 100,000 tensors
 
 
@@ -35,9 +36,28 @@ def index_name(part: str) -> str:
 
 def hash_of(data: bytes | memoryview, form: int = FORMAT) -> str:
     """The hash of bytes that a manifest of a format records: 128 bits of BLAKE3, some GB a second."""
-    if form == 1:
-        return blake2b(data, digest_size=16).hexdigest()
-    return blake3(data).hexdigest(length=16)
+    return hash_of_pieces([data], form)
+
+
+def hash_of_pieces(pieces: Iterable[bytes | memoryview], form: int = FORMAT) -> str:
+    """The same of bytes that come one after the other."""
+    state: Any = blake2b(digest_size=16) if form == 1 else blake3()
+    for piece in pieces:
+        state.update(piece)
+    return str(state.digest()[:16].hex())
+
+
+def in_groups(items: Iterable[Item], size: Callable[[Item], int], most: int) -> list[list[Item]]:
+    """Items in their order, in groups of at most so many bytes, or of a single item that has more."""
+    groups: list[list[Item]] = []
+    room = 0
+    for item in items:
+        if not groups or size(item) > room:
+            groups.append([])
+            room = most
+        groups[-1].append(item)
+        room -= size(item)
+    return groups
 
 
 def canonical(value: Any) -> bytes:

@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-from blake3 import blake3
+from typing import Any, BinaryIO
 
 from dtrain.errors import CheckpointError
-from dtrain.format.files import MANIFEST, PARTS, hash_of
+from dtrain.format.files import MANIFEST, PARTS, hash_of, hash_of_pieces
 from dtrain.format.safetensors_header import Stored, read_header, read_raw
 
 PIECE = 1 << 22  # bytes read at once
@@ -20,23 +18,17 @@ def digest_of(file: Path, form: int) -> str:
     """
     try:
         with file.open("rb") as opened:
-            if form == 1:
-                return hash_of(opened.read(), form)
-            if holds_tensors(file.name):
+            if form != 1 and holds_tensors(file.name):
                 return hash_of(read_raw(opened))
-            state = blake3()
-            while piece := opened.read(PIECE):
-                state.update(piece)
-            return state.hexdigest(length=16)
+            return hash_of_pieces(iter(lambda: opened.read(PIECE), b""), form)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
 
 
-def altered(path: Path, manifest: Mapping[str, Any], share: tuple[int, int] = (0, 1)) -> Iterator[str]:
+def altered(path: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with the tensors of a checkpoint, in words; nothing if they are whole.
 
-    Files and headers were checked before. `share` is of several who each check a part: which one, and of how
-    many.
+    Files and headers were checked before.
     """
     files = [name for name in sorted(manifest["files"]) if holds_tensors(name)]
     found: set[str] = set()
@@ -49,8 +41,7 @@ def altered(path: Path, manifest: Mapping[str, Any], share: tuple[int, int] = (0
         if manifest["format"] == 1:  # the whole file's hash was checked
             continue
         with (path / name).open("rb") as file:
-            own = [each for number, each in enumerate(stored.values()) if number % share[1] == share[0]]
-            for each in own:
+            for each in stored.values():
                 listed = manifest["tensors"].get(f"{part}/{each.name}")
                 if listed is not None and _hash(file, each) != listed:
                     yield f"{path / name} was altered: {each.name} differs from its hash in {MANIFEST}"
@@ -69,13 +60,10 @@ def part_of(name: str) -> str:
     return name.partition("-")[0]
 
 
-def _hash(file: Any, tensor: Stored) -> str:
+def _hash(file: BinaryIO, tensor: Stored) -> str:
     file.seek(tensor.start)
-    left, state = tensor.size, blake3()
-    while left and (piece := file.read(min(left, PIECE))):
-        state.update(piece)
-        left -= len(piece)
-    return str(state.hexdigest(length=16))
+    starts = range(0, tensor.size, PIECE)
+    return hash_of_pieces(file.read(min(PIECE, tensor.size - start)) for start in starts)
 
 
 def _some(names: set[str]) -> str:

@@ -12,6 +12,7 @@ import socket
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,7 +42,7 @@ def facts(recipe: Recipe, scale: Scale) -> dict[str, Any]:
     return {
         "recipe": _without_folders(encode(recipe)),
         "scale": encode(scale),
-        "version": {"python": platform.python_version()} | dict(_versions()),
+        "version": versions(),
         CODE: {"dtrain": _hash_of_dtrain()} | dict(_hashes_of_modules()),
     }
 
@@ -120,12 +121,13 @@ def _without_folders(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
 
 
-def _versions() -> Iterator[tuple[str, str]]:
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that numbers depend on; deepspeed is not everywhere."""
+    found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:  # deepspeed is not everywhere
-            continue
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 @lru_cache(maxsize=1)
