@@ -8,26 +8,32 @@ import tomli
 
 from dtrain.checkpoint.provenance import origin_of
 from dtrain.checkpoint.read import Checkpoint, all_tensors, checkpoints_in, open_checkpoint
+from dtrain.checkpoint.verify import check_fits
 from dtrain.data.identity import PARTS, differences
 from dtrain.engines.together import agreed
 from dtrain.errors import CheckpointError, DataError
 from dtrain.format.files import folder_name
+from dtrain.recipe.load import from_checkpoint
 from dtrain.recipe.values import Recipe
 from dtrain.recipe.write import encode
+from dtrain.spec.trust import Trust
 
 if TYPE_CHECKING:
     from dtrain.run import Run
 
 
-def restore(run: "Run", path: Path, *, accept_data: bool) -> None:
+def restore(run: "Run", path: Path, *, accept_data: bool, verify: bool) -> None:
     """Take up weights, optimizers and all else from the checkpoint at `path`.
 
-    Raises CheckpointError if it is not whole or does not fit the recipe, DataError if it was trained on other
-    data than there is now and that is not accepted.
+    With `verify` all its hashes are checked, by each rank a share of them. Raises CheckpointError if it is
+    not whole or does not fit the recipe, DataError if it was trained on other data than there is now and that
+    is not accepted.
     """
 
     def read() -> tuple[Checkpoint, dict[str, dict[str, Any]]]:
-        checkpoint = open_checkpoint(path, hashes=run.recipe.checkpoint.verify or None)
+        asked = verify or run.recipe.checkpoint.verify or None
+        checkpoint = open_checkpoint(path, hashes=asked, share=(run.engine.rank, run.engine.world))
+        check_fits(checkpoint, from_checkpoint(checkpoint.recipe, folder=path, trust=Trust()))
         _check_optimizers(run.recipe, tomli.loads(checkpoint.recipe)["optimizers"])
         run.other_data = _compare_data(checkpoint, run.data, accept_data)
         return checkpoint, all_tensors(checkpoint)
@@ -46,7 +52,7 @@ def restore(run: "Run", path: Path, *, accept_data: bool) -> None:
         run.data = {**run.data, "since": run.step if is_other else checkpoint.state["data"].get("since", 0)}
         run.skipped, run.skipped_in_a_row = checkpoint.state.get("skipped", (0, 0))
         run.best.restore(checkpoint.state["best"], is_there=lambda step: _saved(run, step).is_dir())
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(f"{path} does not hold what this dtrain expects: {error!r}") from error
     except CheckpointError as error:
         older = [found for found in checkpoints_in(path.parent.parent) if found.name < path.name]

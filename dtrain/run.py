@@ -119,6 +119,7 @@ def setup(
     once: bool = False,
     resume: str | Path | None = None,
     accept_data: bool = False,
+    verify: bool = False,
     world: World | None = None,
     scale: Scale | None = None,
     trust: Trust = EVERYTHING,
@@ -128,10 +129,11 @@ def setup(
 
     `fresh` begins anew; `once` does not where a run of this recipe has finished; `resume` names a run or a
     checkpoint to start from; `accept_data` goes on though the data is not what the checkpoint was trained on;
-    `scale` says how models are kept among the processes, as the launcher does where it is left out; `trust`
-    says what may be imported; a rank that does not move for `hang_timeout` seconds, while others wait for it,
-    ends them all. Raises DtrainError for a world or settings other than those that a launcher was asked for,
-    data or a checkpoint that cannot be read, or that does not fit the recipe.
+    with `verify` the hashes of all its tensors are checked, however large it is; `scale` says how models are
+    kept among the processes, as the launcher does where it is left out; `trust` says what may be imported; a
+    rank that does not move for `hang_timeout` seconds, while others wait for it, ends them all. Raises
+    DtrainError for a world or settings other than those that a launcher was asked for, data or a checkpoint
+    that cannot be read, or that does not fit the recipe.
     """
     # What multiprocessing itself goes by where a script is imported a second time, by a process it started.
     if getattr(current_process(), "_inheriting", False):
@@ -192,7 +194,7 @@ def setup(
         run.place = stack.enter_context(_choose(run, Path(runs), fresh, once, resume))
         if (checkpoint := run.place.checkpoint) is not None:
             run.position.long("restoring the checkpoint")
-            agreed(engine, lambda: restore(run, checkpoint, accept_data=accept_data))
+            agreed(engine, lambda: restore(run, checkpoint, accept_data=accept_data, verify=verify))
         run.writer = stack.enter_context(_open_writer(run))
         run.recorder = stack.enter_context(_open_recorder(run))
         run.resources = stack.pop_all()

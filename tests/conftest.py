@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here 
 import numpy as np
 import pytest
 import torch
+from damaging import copied, whole
 
 import dtrain
 from dtrain.backends.torch_weights import tensors_of as tensors_in
@@ -202,6 +203,12 @@ def gan(tmp_path: Path, on_cpu: None) -> Path:
 def classifier(tmp_path: Path, on_cpu: None) -> Path:
     """A classifier of three classes: 20 examples, 3 steps an epoch, the last of 4 examples."""
     return written(tmp_path, "classifier.toml", CLASSIFIER)
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """A copy of the small checkpoint of the newest format that is kept beside the tests."""
+    return copied(whole(FORMAT), tmp_path / "run")
 
 
 def written(folder: Path, name: str, text: str) -> Path:

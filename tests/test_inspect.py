@@ -148,8 +148,8 @@ def test_what_a_stranger_wrote_is_shown_and_not_carried_out(tmp_path: Path, dtra
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        (STATE, {"step": "four"}, "state.json does not say step, a whole number"),
-        (STATE, {"total": None}, "state.json does not say total, a whole number"),
+        (STATE, {"step": "four"}, "state.json does not say step, a number of steps"),
+        (STATE, {"total": None}, "state.json does not say total, a number of steps"),
         (RECIPE, b"name = ", "recipe.toml"),
         (RECIPE, b"\xff", "recipe.toml cannot be read"),
         (MANIFEST, b"{}", "manifest.json was altered"),

@@ -10,7 +10,11 @@ from torch import Tensor, nn
 from dtrain.errors import CheckpointError
 from dtrain.format.checkpoints import Checkpoint, open_checkpoint
 from dtrain.format.files import MANIFEST
+from dtrain.format.hashes import holds_tensors, part_of
 from dtrain.spec.models import WeightsFrom
+
+# What safetensors and torch raise of a file that is none of ours, or changes while it is read.
+UNREADABLE = (OSError, SafetensorError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError)
 
 
 def tensors_of(checkpoint: Checkpoint, part: str) -> dict[str, Tensor]:
@@ -20,10 +24,10 @@ def tensors_of(checkpoint: Checkpoint, part: str) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for name in sorted(checkpoint.manifest["files"]):
-        if name.startswith(f"{part}-") and name.endswith(".safetensors"):
+        if holds_tensors(name) and part_of(name) == part:
             try:
                 tensors |= load_file(checkpoint.path / name)
-            except (OSError, SafetensorError, ValueError) as error:
+            except UNREADABLE as error:
                 raise CheckpointError(f"{checkpoint.path / name} cannot be read: {error}") from None
     listed = {key.partition("/")[2] for key in checkpoint.manifest["tensors"] if key.startswith(f"{part}/")}
     if listed != tensors.keys():
@@ -71,14 +75,27 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 def restore_tensors(
     own: Mapping[str, Mapping[str, Tensor]], given: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
-    """Copy tensors in place, part by part. Raises CheckpointError unless names and shapes are the same."""
+    """Copy tensors in place, part by part.
+
+    Raises CheckpointError unless names and shapes are the same, and every number has room in its place.
+    """
     for part, tensors in own.items():
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         check_names(part, shapes, given.get(part, {}))
+        for name, tensor in tensors.items():
+            if not _has_room(tensor.dtype, found := given[part][name].dtype):
+                said = f"{name} is of {found}, and the recipe's of {tensor.dtype}"
+                raise CheckpointError(f"{part} do not fit the recipe: {said}")
     with torch.no_grad():
         for part, tensors in own.items():
             for name, tensor in tensors.items():
                 tensor.copy_(given[part][name])
+
+
+def _has_room(own: torch.dtype, given: torch.dtype) -> bool:
+    """Whether a type takes all numbers of another as they are."""
+    is_wider = own.is_floating_point and given.is_floating_point and own.itemsize > given.itemsize
+    return own == given or is_wider
 
 
 def check_names(part: str, own: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor]) -> None:

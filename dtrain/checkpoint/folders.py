@@ -14,6 +14,7 @@ from pathlib import Path
 from dtrain.checkpoint.read import checkpoints_in, step_of
 from dtrain.checkpoint.write import PARTIAL
 from dtrain.errors import CheckpointError
+from dtrain.format.checkpoints import read_recipe
 from dtrain.format.files import RECIPE, write_synced
 from dtrain.format.locks import lock, try_lock
 from dtrain.format.runs import checkpoint_at, ended_early
@@ -63,8 +64,8 @@ def choose(
 
 def _recipe_of(run: Path) -> str | None:
     try:
-        return (run / RECIPE).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        return read_recipe(run)
+    except CheckpointError:
         return None
 
 

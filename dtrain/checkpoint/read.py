@@ -12,10 +12,10 @@ from dtrain.format.checkpoints import step_of as step_of
 from dtrain.format.files import PARTS
 
 
-def newest_of(path: Path) -> Checkpoint:
-    """The checkpoint that a path names, or the newest of a run; found whole."""
+def newest_of(path: Path, *, hashes: bool | None = None) -> Checkpoint:
+    """The checkpoint that a path names, or the newest of a run; found whole, as `open_checkpoint` has it."""
     inside = checkpoints_in(path)
-    return open_checkpoint(inside[-1] if inside else path)
+    return open_checkpoint(inside[-1] if inside else path, hashes=hashes)
 
 
 def all_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, torch.Tensor]]:

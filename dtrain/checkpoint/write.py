@@ -17,6 +17,7 @@ from dtrain.format.files import (
     RECIPE,
     STATE,
     canonical,
+    check_amount,
     folder_name,
     hash_of,
     index_name,
@@ -57,7 +58,8 @@ def write(run: Path, content: Content, shards: Sequence[Shard], snapshot: Snapsh
 
     def prepare() -> None:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        partial.parent.mkdir(exist_ok=True)  # not the run's folder: what is gone is not to come back empty
+        partial.mkdir()
         place.parent.mkdir(exist_ok=True)
 
     def write_share() -> dict[str, Any]:
@@ -97,6 +99,7 @@ def _seal(partial: Path, content: Content, shards: Sequence[Shard], written: Map
             small[index_name(part)] = _index(own, written)
     files = {name: {"size": each.size, "hash": each.header} for name, each in written.items()}
     for name, data in small.items():
+        check_amount(data, partial / name)
         write_synced(partial / name, data)
         files[name] = {"size": len(data), "hash": hash_of(data)}
     manifest = {
@@ -107,7 +110,9 @@ def _seal(partial: Path, content: Content, shards: Sequence[Shard], written: Map
         "environment": content.environment,
         "origin": content.origin,
     }
-    write_synced(partial / MANIFEST, sealed(manifest))
+    data = sealed(manifest)
+    check_amount(data, partial / MANIFEST)
+    write_synced(partial / MANIFEST, data)
     sync(partial)
 
 

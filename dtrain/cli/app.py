@@ -21,6 +21,7 @@ from dtrain.cli.run import run
 from dtrain.cli.runs import runs
 from dtrain.cli.schema import schema
 from dtrain.cli.show import show
+from dtrain.cli.verify import verify
 from dtrain.errors import DtrainError, RankError, RecipeError, RecipeErrors
 
 
@@ -34,6 +35,7 @@ for command in (
     runs,
     launch,
     evaluate,
+    verify,
     reproduce,
     inspect,
     convert,

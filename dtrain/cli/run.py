@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     default=math.inf,
     help="Save and end after so long, if the run has not finished.",
 )
+@click.option("--verify", is_flag=True, help="Check the hashes of all tensors of the checkpoint first.")
 @click.option(
     "--runs",
     type=click.Path(path_type=Path),
@@ -58,6 +59,7 @@ def run(
     resume: Path | None,
     accept_data: bool,
     max_minutes: float,
+    verify: bool,
     runs: Path,
     hang_timeout: float,
 ) -> int:
@@ -110,6 +112,7 @@ def run(
             once=once,
             resume=resume,
             accept_data=accept_data,
+            verify=verify,
             world=world,
             scale=scale,
             trust=document.trust,

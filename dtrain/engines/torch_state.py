@@ -90,7 +90,10 @@ class NamedOptimizer:
             _check_shapes(f"{self.model}/{self.names[number]}", own.get(number, {}), parameter)
         groups = self.optimizer.state_dict()["param_groups"]
         for group in groups:
-            settings = _settings_of(f"optimizers.{self.model}", [moved[number] for number in group["params"]])
+            place = f"optimizers.{self.model}"
+            settings = _settings_of(place, [moved[number] for number in group["params"]])
+            if strange := settings.keys() - _settings(group).keys():
+                raise CheckpointError(f"{place} has no setting {sorted(strange)[0]!r} of its own")
             for key, value in settings.items():
                 group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
         self.optimizer.load_state_dict({"state": own, "param_groups": groups})

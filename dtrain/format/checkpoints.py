@@ -18,9 +18,11 @@ from dtrain.format.files import (
     read_small,
     unseal,
 )
-from dtrain.format.hashes import altered, digest_of
+from dtrain.format.hashes import altered, digest_of, headers_of, misplaced
+from dtrain.format.state import check_state, is_step
 
-NAME = re.compile(r"step-\d{8,}")
+NAME = re.compile(r"step-\d{8,15}")
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 SMALL = (RECIPE, STATE)  # the files that are read whole
 QUICK = 1 << 30  # bytes of a checkpoint whose hashes are checked whenever it is opened: a third of a second
 
@@ -53,16 +55,20 @@ class Checkpoint:
         return hash_of(canonical(self.manifest), self.format)
 
 
-def open_checkpoint(path: Path, *, hashes: bool | None = None) -> Checkpoint:
+def open_checkpoint(path: Path, *, hashes: bool | None = None, share: tuple[int, int] = (0, 1)) -> Checkpoint:
     """Check every file of a checkpoint against its manifest, and read the small ones.
 
     Sizes and headers always; of tensors the `hashes` too where asked for, or, if nothing is said, where there
-    is at most a GB of them. Raises CheckpointError naming the file that is missing, cut short or altered.
+    is at most a GB of them. `share` is of several processes which each check the hashes of a part: which one,
+    and of how many. Raises CheckpointError naming the file that is missing, cut short or altered.
     """
     checkpoint = _read(path, None)
+    manifest, headers = checkpoint.manifest, headers_of(path, checkpoint.manifest)
+    for problem in misplaced(path, manifest, headers):
+        raise CheckpointError(problem.message)
     if checkpoint.size <= QUICK if hashes is None else hashes:
-        for problem in altered(checkpoint.path, checkpoint.manifest):
-            raise CheckpointError(problem)
+        for problem in altered(path, manifest, headers, share=share):
+            raise CheckpointError(problem.message)
     return checkpoint
 
 
@@ -72,58 +78,82 @@ def glance_at(path: Path) -> Checkpoint:
 
 
 def _read(path: Path, only: tuple[str, ...] | None) -> Checkpoint:
-    manifest = unseal(path / MANIFEST)
-    _check_manifest(path / MANIFEST, manifest)
-    files = manifest["files"]
-    for name in files:
+    manifest = read_manifest(path)
+    for name in manifest["files"]:
         if only is None or name in only:
-            check_file(path, name, files[name], manifest["format"])
-    missing = [name for name in SMALL if name not in files]
-    if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}")
-    state = parse(read_small(path / STATE), path / STATE)
-    try:
-        recipe = read_small(path / RECIPE).decode()
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path / RECIPE} cannot be read: {error}") from None
-    return Checkpoint(path, manifest, state, recipe)
+            check_file(path, name, manifest)
+    return Checkpoint(path, manifest, read_state(path, manifest), read_recipe(path))
 
 
-def _check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Raise CheckpointError unless a manifest lists files and tensors as ours do."""
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What lists the files of a checkpoint. Raises CheckpointError unless it is whole, and as ours are."""
+    manifest = unseal(file := path / MANIFEST)
     match manifest:
-        case {"files": dict(files), "tensors": dict(tensors), "environment": dict(), "step": int()}:
+        case {"files": dict(files), "tensors": dict(tensors), "environment": dict(), "step": int(step)} if (
+            is_step(step)
+        ):
             pass
         case _:
             said = "it lists no files, tensors, step or environment"
-            raise CheckpointError(f"{path} is not one of dtrain's: {said}")
+            raise CheckpointError(f"{file} is not one of dtrain's: {said}")
     for name, entry in files.items():
+        if not FILE_NAME.fullmatch(name):
+            raise CheckpointError(f"{file} lists {name[:80]!r}, which is not a file of this checkpoint")
         match entry:
             case {"size": int(size), "hash": str()} if size >= 0 and type(size) is int:
                 pass
             case _:
-                raise CheckpointError(f"{path} is not one of dtrain's: {name} has no size and hash")
+                raise CheckpointError(f"{file} is not one of dtrain's: {name} has no size and hash")
     for name, digest in tensors.items():
         if not isinstance(digest, str):
-            raise CheckpointError(f"{path} is not one of dtrain's: {name} has no hash")
+            raise CheckpointError(f"{file} is not one of dtrain's: {name[:80]!r} has no hash")
+    match manifest.get("origin"):
+        case None | {"path": str(), "step": int(), "checksum": str()}:
+            pass
+        case _:
+            raise CheckpointError(f"{file} is not one of dtrain's: what it began from cannot be")
+    if missing := [name for name in SMALL if name not in files]:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}")
+    return manifest
 
 
-def check_file(path: Path, name: str, entry: Mapping[str, Any], form: int) -> None:
-    """Raise CheckpointError unless a file of a checkpoint is there and is what its manifest says."""
-    file = path / name
-    if Path(name).name != name or "\0" in name or file.is_symlink() or not file.is_file():
-        raise CheckpointError(f"{file} is missing, or not a file of this checkpoint")
-    found = file.stat().st_size
+def read_state(path: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """How far a run had come, and what else is no tensor. Raises CheckpointError where that cannot be."""
+    state = parse(read_small(path / STATE), path / STATE)
+    check_state(path / STATE, state, manifest["step"])
+    return state
+
+
+def read_recipe(path: Path) -> str:
+    """The resolved recipe. Raises CheckpointError if it cannot be read."""
+    try:
+        return read_small(path / RECIPE).decode()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path / RECIPE} cannot be read: {error}") from None
+
+
+def check_file(path: Path, name: str, manifest: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless a file has the size and the hash that the manifest lists."""
+    file, entry = path / name, manifest["files"][name]
+    try:
+        if file.is_symlink() or not file.is_file():
+            raise CheckpointError(f"{file} is missing, or not a file of this checkpoint")
+        found = file.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from None
     if found != entry["size"]:
         raise CheckpointError(f"{file} was cut short or altered: {found} bytes, not {entry['size']}")
-    if digest_of(file, form) != entry["hash"]:
+    if digest_of(file, manifest["format"]) != entry["hash"]:
         raise CheckpointError(f"{file} was altered: its hash differs from the one in {MANIFEST}")
 
 
 def checkpoints_in(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first; every folder under its final name is whole."""
     folder = run / "checkpoints"
-    found = folder.iterdir() if folder.is_dir() else ()
+    try:
+        found = list(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}") from None
     return sorted((path for path in found if NAME.fullmatch(path.name)), key=step_of)
 
 
@@ -145,7 +175,7 @@ def chosen(path: Path) -> Path:
     runs = [run for run in _runs_in(path) if checkpoints_in(run)]
     for run in runs:
         newest = glance_at(checkpoints_in(run)[-1]).state
-        if newest.get("step", 0) >= newest.get("total", 0):
+        if newest["step"] >= newest["total"]:
             return _best_of(run)
     if runs:
         raise CheckpointError(f"{path} has no finished run")

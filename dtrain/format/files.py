@@ -1,7 +1,9 @@
 """A checkpoint's files: their names, hashes, and the manifest that makes it whole."""
 
 import json
+import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -17,6 +19,8 @@ PARTS = ("models", "optimizers", "averages")
 RECIPE, STATE, MANIFEST = "recipe.toml", "state.json", "manifest.json"
 Item = TypeVar("Item")
 LARGEST = 1 << 24  # bytes of a JSON file or header: some 100,000 tensors
+MOST = 1_500_000  # values in a JSON file: each takes 50 times as much memory as "[]," does there
+SEAL = re.compile(rb'\{\n "checksum": "([0-9a-f]{32})",\n')  # how a manifest begins; without it it was hashed
 
 
 def folder_name(step: int) -> str:
@@ -34,17 +38,27 @@ def index_name(part: str) -> str:
     return f"{part}.safetensors.index.json"
 
 
-def hash_of(data: bytes | memoryview, form: int = FORMAT) -> str:
+class Hash:
     """The hash of bytes that a manifest of a format records: 128 bits of BLAKE3, some GB a second."""
-    return hash_of_pieces([data], form)
+
+    def __init__(self, form: int = FORMAT):
+        self._state = blake2b(digest_size=16) if form == 1 else blake3()
+        self._how = {} if form == 1 else {"length": 16}
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Go on with further bytes; threads do so at once."""
+        self._state.update(data)
+
+    def text(self) -> str:
+        """The hash of all bytes so far."""
+        return str(self._state.hexdigest(**self._how))
 
 
-def hash_of_pieces(pieces: Iterable[bytes | memoryview], form: int = FORMAT) -> str:
-    """The same of bytes that come one after the other."""
-    state: Any = blake2b(digest_size=16) if form == 1 else blake3()
-    for piece in pieces:
-        state.update(piece)
-    return str(state.digest()[:16].hex())
+def hash_of(data: bytes | memoryview, form: int = FORMAT) -> str:
+    """The hash of bytes at once."""
+    state = Hash(form)
+    state.update(data)
+    return state.text()
 
 
 def in_groups(items: Iterable[Item], size: Callable[[Item], int], most: int) -> list[list[Item]]:
@@ -72,7 +86,7 @@ def sealed(manifest: Mapping[str, Any]) -> bytes:
 
 def unseal(path: Path) -> dict[str, Any]:
     """Read a manifest. Raises CheckpointError if it is missing, altered or of a later format."""
-    if not path.exists():
+    if not os.path.lexists(path):
         raise CheckpointError(f"{path.parent} is not a checkpoint: it has no {MANIFEST}")
     text = read_small(path)
     manifest = parse(text, path)
@@ -81,19 +95,18 @@ def unseal(path: Path) -> dict[str, Any]:
     if type(form) is int and form > FORMAT:
         known = " and ".join(map(str, FORMATS))
         raise CheckpointError(f"{path} has format {form}; this dtrain reads formats {known}")
-    try:
-        is_whole = sealed(manifest) == text  # to the byte, so nothing is said twice in it
-    except (ValueError, TypeError, RecursionError):
-        is_whole = False
-    if not is_whole:
+    seal = SEAL.match(text)
+    if seal is None or hash_of(b"{\n" + text[seal.end() :], _format_of(manifest)) != seal[1].decode():
         raise CheckpointError(f"{path} was altered: its checksum differs")
+    if type(form) is not int or form not in FORMATS:
+        raise CheckpointError(f"{path} is not one of dtrain's: it has no format")
     return manifest
 
 
 def read_small(path: Path) -> bytes:
     """A file that is read whole. Raises CheckpointError if it cannot be, or is too large for one of ours."""
     try:
-        if not path.is_file():  # a pipe would never end
+        if path.is_symlink() or not path.is_file():  # a link may lead anywhere, and a pipe would never end
             raise CheckpointError(f"{path} is missing, or not a file of this checkpoint")
         with path.open("rb") as file:
             data = file.read(LARGEST + 1)
@@ -104,8 +117,16 @@ def read_small(path: Path) -> bytes:
     return data
 
 
+def check_amount(text: bytes, path: Path) -> None:
+    """Raise CheckpointError of JSON, to be written or to be read, that is too large for one of ours."""
+    if len(text) > LARGEST or sum(text.count(mark) for mark in (b",", b"[", b"{")) > MOST:
+        said = f"has more than {LARGEST:,} bytes, or {MOST:,} values: too many tensors for one file"
+        raise CheckpointError(f"{path} {said}, or none of ours")
+
+
 def parse(text: bytes, path: Path) -> dict[str, Any]:
     """The table that JSON holds. Raises CheckpointError of what is none, also of NaN and of a key twice."""
+    check_amount(text, path)
     try:
         return strict_table(text)
     except (ValueError, RecursionError) as error:
@@ -114,7 +135,9 @@ def parse(text: bytes, path: Path) -> dict[str, Any]:
 
 def strict_table(text: bytes) -> dict[str, Any]:
     """The same. Raises ValueError, and RecursionError of what is too deep."""
-    table = json.loads(text, parse_constant=_refuse, object_pairs_hook=_each_once)
+    table = json.loads(
+        text.decode(), parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_each_once
+    )
     if not isinstance(table, dict):
         raise ValueError("it holds no table")
     return table
@@ -122,6 +145,13 @@ def strict_table(text: bytes) -> dict[str, Any]:
 
 def _refuse(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:20]} is more than a number can be")
+    return value
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Runs as they lie on disk: where they are, and how each of them stands. Looking at one changes nothing."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import tomli
 
 from dtrain.errors import CheckpointError, DtrainError
 from dtrain.format.checkpoints import checkpoints_in, glance_at
-from dtrain.format.files import MANIFEST, RECIPE, STATE, folder_name
+from dtrain.format.files import MANIFEST, RECIPE, STATE, folder_name, parse, read_small
 from dtrain.format.locks import LOCK, RUNNING, is_held
 from dtrain.format.metrics import BROKEN, METRICS, Latest, latest_in
 
@@ -75,8 +74,8 @@ def ended(saved: Mapping[str, Any]) -> Literal["finished", "stopped early", "cut
 def ended_early(checkpoint: Path) -> bool:
     """Whether a run ended with this checkpoint because it no longer became better."""
     try:
-        return _is_stale(json.loads((checkpoint / STATE).read_bytes()))
-    except (OSError, ValueError, RecursionError):
+        return _is_stale(parse(read_small(checkpoint / STATE), checkpoint / STATE))
+    except CheckpointError:
         return False
 
 
@@ -169,16 +168,15 @@ def _state_in(checkpoint: Path) -> dict[str, Any]:
     """The state in a checkpoint. Raises CheckpointError if a file is missing, cut short, or not JSON."""
     file = checkpoint / MANIFEST
     try:
-        for name, entry in json.loads(file.read_bytes())["files"].items():
+        for name, entry in parse(read_small(file), file)["files"].items():
             file = checkpoint / name
             if (found := file.stat().st_size) != entry["size"]:
                 raise CheckpointError(f"{file} was cut short or altered: {found} bytes, not {entry['size']}")
-        file = checkpoint / STATE
-        return dict(json.loads(file.read_bytes()))
     except FileNotFoundError:
         raise CheckpointError(f"{file} is missing") from None
     except (OSError, *BROKEN) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
+    return parse(read_small(checkpoint / STATE), checkpoint / STATE)
 
 
 def _is_stale(saved: Any) -> bool:

@@ -44,6 +44,8 @@ def read_header(path: Path) -> dict[str, Stored]:
     Raises CheckpointError if it cannot be read, or its header claims what the file has not.
     """
     try:
+        if not path.is_file():  # a pipe would never end
+            raise ValueError("it is missing, or not a file")
         with path.open("rb") as file:
             return header_of(file)
     except UNREADABLE as error:

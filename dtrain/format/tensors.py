@@ -50,7 +50,7 @@ def locate(checkpoint: Checkpoint, part: str) -> dict[str, Located]:
     for name in sorted(checkpoint.manifest["files"]):
         if not (holds_tensors(name) and part_of(name) == part):
             continue
-        check_file(checkpoint.path, name, checkpoint.manifest["files"][name], checkpoint.format)
+        check_file(checkpoint.path, name, checkpoint.manifest)
         file = checkpoint.path / name
         for stored in read_header(file).values():
             if stored.name in found or stored.name not in listed:

@@ -11,7 +11,8 @@ from dtrain.spec.groups import shares, trainable
 from dtrain.spec.initial import Shape
 from dtrain.spec.lengths import Pace
 from dtrain.spec.models import Model, ModelSpec
-from dtrain.spec.optimizers import SGD, Adafactor, Lion, Muon, Optimizer, RMSprop
+from dtrain.spec.optimizer_state import STEP, kept
+from dtrain.spec.optimizers import Optimizer
 from dtrain.systems.base import System, steps_for
 
 
@@ -101,24 +102,16 @@ def numbers_kept(optimizer: Optimizer, model: Model) -> int:
     own = trainable(model)
     assert own is not None
     return sum(
-        kept(share.optimizer, own.shapes[name]) for share in shares(optimizer, own) for name in share.names
+        _count(share.optimizer, own.shapes[name]) for share in shares(optimizer, own) for name in share.names
     )
 
 
-def kept(optimizer: Optimizer, shape: Shape) -> int:
+def _count(optimizer: Optimizer, shape: Shape) -> int:
     """How many numbers an optimizer keeps for a parameter; of an imported one twice as many are assumed.
 
     A count of the steps is left out.
     """
-    size = math.prod(shape)
-    match optimizer:
-        case SGD():
-            return size if optimizer.momentum else 0
-        case RMSprop():
-            return size * (1 + bool(optimizer.momentum) + optimizer.centered)
-        case Adafactor() if len(shape) > 1:
-            return size // shape[-1] + size // shape[-2]
-        case Adafactor() | Lion() | Muon():
-            return size
-        case _:
-            return 2 * size
+    known = kept(optimizer, shape)
+    if known is None:
+        return 2 * math.prod(shape)
+    return sum(math.prod(each) for name, each in known.items() if name != STEP)

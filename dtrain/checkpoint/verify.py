@@ -1,0 +1,86 @@
+"""Whether a checkpoint is what it says: its bytes, its tensors, its recipe. Nothing of it is carried out."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dtrain.errors import CheckpointError, RecipeError, RecipeErrors
+from dtrain.format.checkpoints import NAME, Checkpoint, step_of
+from dtrain.format.files import MANIFEST, RECIPE, STATE
+from dtrain.format.hashes import Problem, Tell, by_part, headers_of, part_of
+from dtrain.format.whole import MOST, Looked, leftovers, look
+from dtrain.recipe.load import from_checkpoint
+from dtrain.recipe.tensors import left_open, misfits
+from dtrain.recipe.values import Recipe
+from dtrain.spec.trust import Trust
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found in a checkpoint; `remarks` are no problems."""
+
+    path: Path
+    problems: tuple[Problem, ...]
+    remarks: tuple[str, ...]
+    files: int  # the manifest among them
+    tensors: int
+    size: int  # bytes of all files but the manifest
+    seconds: float
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is no problem."""
+        return not self.problems
+
+
+def verify(path: Path, tell: Tell = lambda _: None) -> Report:
+    """Check every byte of a checkpoint, and all that can be said of it without importing anything.
+
+    Files, tensors and indexes are compared with the manifest, tensors with the recipe's models, optimizers
+    and averages. Every problem is in the report, not just the first. `tell` hears of each so many bytes read.
+    """
+    started = time.monotonic()
+    found = look(path, tell)
+    remarks = []
+    if NAME.fullmatch(path.name) and found.manifest.get("step", step_of(path)) != step_of(path):
+        said = f"{path / MANIFEST} is of step {found.manifest['step']}, and its folder is of another"
+        found.add([Problem(MANIFEST, "", said)])
+    if found.recipe is not None:
+        try:
+            recipe = from_checkpoint(found.recipe, folder=path, trust=Trust())
+            found.add(_misfits(found, recipe))
+            remarks += [f"{said}: shapes are only known to a run" for said in left_open(recipe)]
+        except RecipeErrors as mistakes:
+            found.add(Problem(RECIPE, "", str(mistake)) for mistake in mistakes.errors)
+        except (RecipeError, CheckpointError) as error:
+            found.add([Problem(RECIPE, "", f"{path / RECIPE} is not one that this dtrain reads: {error}")])
+    if len(found.problems) == MOST:
+        remarks.append(f"there may be more than these {MOST:,} problems")
+    remarks += [f"{path / name} is in no manifest" for name in leftovers(path, found.manifest)]
+    listed = found.manifest.get("files", {})
+    counts = len(listed) + 1, len(found.manifest.get("tensors", {}))
+    seconds = time.monotonic() - started
+    return Report(path, tuple(found.problems), tuple(remarks), *counts, found.size, seconds)
+
+
+def check_fits(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Raise CheckpointError unless a checkpoint that was opened holds the tensors of its own recipe.
+
+    Whoever can write a manifest can write any tensors, too: of shapes and types that no optimizer expects.
+    """
+    numbers = checkpoint.state.get("optimizers", {}).get("numbers", {})
+    parts = by_part(headers_of(checkpoint.path, checkpoint.manifest))
+    for part, _, said in misfits(recipe, parts, numbers):
+        raise CheckpointError(f"{checkpoint.path}: {part} do not fit the recipe: {said}")
+
+
+def _misfits(found: Looked, recipe: Recipe) -> Iterator[Problem]:
+    """Where the tensors are not those of the recipe; of parts that could not be read nothing is said."""
+    state: Mapping[str, Any] = found.state or {}
+    numbers = state.get("optimizers", {}).get("numbers", {})
+    for part, name, said in misfits(recipe, found.parts, numbers):
+        own = (file for file, tensors in found.headers.items() if part_of(file) == part and name in tensors)
+        file = next(own, STATE if name in numbers else "")
+        yield Problem(file, name, f"{found.path / file}: {part} do not fit the recipe: {said}")

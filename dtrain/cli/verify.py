@@ -1,0 +1,121 @@
+"""dtrain verify: whether checkpoints are what they say."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import click
+
+from dtrain.cli.ending import MISTAKE
+from dtrain.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from dtrain.checkpoint.verify import Report
+
+SHOWN = 100  # problems of a checkpoint that are printed; --json has all
+LARGE = 1 << 28  # bytes after which progress is shown
+SECONDS = 0.2  # between two looks of it
+
+
+@click.command()
+@click.argument("path", metavar="CHECKPOINT|RUN", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print all that was found as JSON.")
+def verify(path: Path, as_json: bool) -> int:
+    """Check every byte of a checkpoint, or of each of a run.
+
+    Files and tensors are compared with the hashes in the manifest, tensors with the recipe's models,
+    optimizers and averages. Nothing is imported or carried out. Ends with 0 if all is whole, and else with 2
+    and every problem there is.
+    """
+    from dtrain.checkpoint.verify import verify as check
+
+    reports = []
+    for checkpoint in checkpoints_of(path):
+        with Progress(checkpoint.name) as progress:
+            reports.append(check(checkpoint, progress.advance))
+        if not as_json:
+            click.echo("\n".join(lines(reports[-1])))
+    if as_json:
+        click.echo(json.dumps([table(report) for report in reports], indent=2))
+    elif len(reports) > 1:
+        whole = sum(report.is_whole for report in reports)
+        click.echo(f"{whole} of {len(reports)} checkpoints are whole")
+    return 0 if all(report.is_whole for report in reports) else MISTAKE
+
+
+def checkpoints_of(path: Path) -> list[Path]:
+    """The checkpoint that a path names, or all of a run. Raises CheckpointError if there is none."""
+    from dtrain.format.checkpoints import NAME, checkpoints_in
+    from dtrain.format.files import MANIFEST
+
+    if inside := checkpoints_in(path):
+        return inside
+    if (path / MANIFEST).is_file() or (path.is_dir() and NAME.fullmatch(path.absolute().name)):
+        return [path]
+    said = "is neither a checkpoint nor a run that has one" if path.exists() else "does not exist"
+    raise CheckpointError(f"{path} {said}; runs/NAME/RUN would do")
+
+
+def lines(report: "Report") -> Iterator[str]:
+    """What is printed of a checkpoint: every problem, what else there is to say, and how it stands."""
+    from dtrain.cli.tables import bytes_text
+    from dtrain.spec.words import visible
+
+    for problem in report.problems[:SHOWN]:
+        yield visible(problem.message).replace("\n", "\\n")
+    if len(report.problems) > SHOWN:
+        yield f"and {len(report.problems) - SHOWN:,} more, which --json has"
+    for remark in report.remarks[:SHOWN]:
+        yield f"note: {visible(remark)}"
+    count = len(report.problems)
+    state = "whole" if report.is_whole else f"damaged ({count:,} problem{'s' * (count > 1)})"
+    looked = f"{report.files} files, {report.tensors:,} tensors, {bytes_text(report.size)}"
+    yield f"{report.path}  {state}: {looked} in {report.seconds:.1f} s"
+
+
+def table(report: "Report") -> dict[str, object]:
+    """The same as JSON has it."""
+    return {
+        "checkpoint": str(report.path),
+        "whole": report.is_whole,
+        "problems": [problem._asdict() for problem in report.problems],
+        "remarks": list(report.remarks),
+        "files": report.files,
+        "tensors": report.tensors,
+        "bytes": report.size,
+        "seconds": round(report.seconds, 3),
+    }
+
+
+class Progress:
+    """How much was read, and how fast, on a terminal's last line; a `with` resource."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.read, self.shown = 0, 0.0
+        self.started = time.monotonic()
+        self.is_seen = sys.stderr.isatty()
+        self._lock = Lock()
+
+    def advance(self, count: int) -> None:
+        """So many more bytes were read, by whatever thread."""
+        with self._lock:
+            self.read += count
+            now = time.monotonic()
+            if self.is_seen and self.read > LARGE and now - self.shown > SECONDS:
+                self.shown = now
+                speed = self.read / (now - self.started) / 1e9
+                sys.stderr.write(f"\r{self.name}  {self.read / 1e9:.1f} GB read, {speed:.1f} GB/s \x1b[K")
+                sys.stderr.flush()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
