@@ -17,10 +17,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
@@ -81,13 +83,23 @@ def synced(path: Path) -> None:
         os.close(descriptor)
 
 
-def begin(run: Run) -> None:
-    """Hold the loop for as long as dtrain does, as loop.begin_save."""
+def begin(run: Run, path: Path) -> Callable[[], float]:
+    """Hold the loop for as long as dtrain does, as loop.begin_save; what waits for the moment it was whole.
+
+    The checkpoint is moved to `path`, from where it will be deleted.
+    """
     content = Content(run.step, to_toml(run.recipe), canonical(run.state()), run.environment, None)
-    run.writer.begin(run.engine, content, lambda: None)
+    whole: list[float] = []
+    run.writer.begin(run.engine, content, lambda: whole.append(time.perf_counter()))
+
+    def wait() -> float:
+        run.writer.finished(waits=True)[1].rename(path)
+        return whole[0]
+
+    return wait
 
 
-Save = Callable[[Path], Callable[[], None] | None]  # what waits for the rest, where something is left
+Save = Callable[[Path], Callable[[], float] | None]  # what waits for the rest, where something is left
 
 
 def ways(run: Run) -> dict[str, Save]:
@@ -95,7 +107,7 @@ def ways(run: Run) -> dict[str, Save]:
     module = run.engine.held["classifier"].module
     optimizer = run.engine.held["classifier"].optimizer.optimizer
     flat = {f"{part}/{name}": tensor for part, name, tensor in run.engine.tensors()}
-    kept = {name: tensor.clone() for name, tensor in flat.items()}
+    kept = {name: run.writer._snapshot[tuple(name.split("/", 1))] for name in flat}  # dtrain's own buffers
     accelerator = Accelerator(cpu=True)
 
     def memcpy(path: Path) -> None:
@@ -107,10 +119,6 @@ def ways(run: Run) -> dict[str, Save]:
         save_file(flat, path / "all.safetensors")
         synced(path)
 
-    def own(path: Path) -> Callable[[], None]:
-        begin(run)
-        return lambda: shutil.rmtree(run.writer.finished(waits=True)[1])
-
     def torch_save(path: Path) -> None:
         path.mkdir()
         torch.save({"model": module.state_dict(), "optimizer": optimizer.state_dict()}, path / "all.pt")
@@ -120,9 +128,9 @@ def ways(run: Run) -> dict[str, Save]:
         dcp.save(dict(flat), checkpoint_id=str(path))
         synced(path)
 
-    def distributed_async(path: Path) -> Callable[[], None]:
+    def distributed_async(path: Path) -> Callable[[], float]:
         future = dcp.async_save(dict(flat), checkpoint_id=str(path))
-        return lambda: (future.result(), synced(path))[0]
+        return lambda: (future.result(), synced(path), time.perf_counter())[2]
 
     prepared = accelerator.prepare(module, optimizer)
 
@@ -134,7 +142,7 @@ def ways(run: Run) -> dict[str, Save]:
     found: dict[str, Save] = {
         "memcpy": memcpy,
         "safetensors + fsync": safetensors,
-        "dtrain": own,
+        "dtrain": partial(begin, run),
         "torch.save": torch_save,
         "DCP": distributed_save,
         "DCP async": distributed_async,
@@ -154,22 +162,24 @@ def ways(run: Run) -> dict[str, Save]:
     return {**found, "Lightning": lightning}
 
 
-def timed(save: Save, path: Path) -> tuple[float, float]:
-    """Seconds that the caller is held, and until all is on the disk."""
+def timed(save: Save, path: Path, size: int) -> tuple[float, float]:
+    """Seconds that the caller is held, and until all `size` bytes are on the disk.
+
+    Memory is used and freed before: a virtual machine may have to ask its host for what is free.
+    """
+    bytearray(b"x") * min(2 * size, psutil.virtual_memory().available // 2)
     since = time.perf_counter()
     rest = save(path)
     held = time.perf_counter() - since
-    if rest is not None:
-        rest()
-    total = time.perf_counter() - since
+    total = held if rest is None else rest() - since
     shutil.rmtree(path, ignore_errors=True)
-    return held, total if rest is not None else held
+    return held, total
 
 
 def loads(run: Run, folder: Path, rounds: int) -> tuple[float, float, float]:
     """Seconds to load: load_file and a copy; dtrain, sizes and headers checked; and all hashes, too."""
-    begin(run)
-    path = run.writer.finished(waits=True)[1]
+    path = folder / "saved"
+    begin(run, path)()
     own = {part: {} for part in ("models", "optimizers", "averages")}
     for part, name, tensor in run.engine.tensors():
         own[part][name] = tensor
@@ -197,16 +207,18 @@ def loads(run: Run, folder: Path, rounds: int) -> tuple[float, float, float]:
 
 def measure(millions: int, folder: Path) -> None:
     with trained(millions, folder) as run:
-        first = timed(
-            lambda path: (begin(run), lambda: shutil.rmtree(run.writer.finished(waits=True)[1]))[1],
-            folder / "first",
-        )
+        size = 12_000_000 * millions
+        first = timed(partial(begin, run), folder / "saved", size)
         named = ways(run)
+        if psutil.virtual_memory().available < 2 * size:  # its copy, and what the disk has not taken yet
+            print("DCP async is left out: too little memory")
+            del named["DCP async"]
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in named}
-        for _ in range(ROUNDS.get(millions, 3)):
-            for name, save in named.items():
+        names = list(named)
+        for number in range(ROUNDS.get(millions, 3)):
+            for name in names[number % len(names) :] + names[: number % len(names)]:
                 gc.collect()
-                times[name].append(timed(save, folder / "saved"))
+                times[name].append(timed(named[name], folder / "saved", size))
         held = {name: median(held for held, _ in found) for name, found in times.items()}
         durable = {name: median(total for _, total in found) for name, found in times.items()}
         print(f"\n{millions} million parameters with Adam, {12 * millions / 1000:.2f} GB")

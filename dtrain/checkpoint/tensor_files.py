@@ -1,12 +1,12 @@
-"""Writes safetensors files from tensors in memory, hashing them on the way: each byte is looked at once."""
+"""Writes safetensors files from tensors in memory; they are hashed and reach the disk meanwhile."""
 
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from blake3 import blake3
 from torch import Tensor
 
 from dtrain.errors import CheckpointError
@@ -31,7 +31,7 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-PIECE = 1 << 22  # bytes hashed, then written: they stay in the processor's cache in between
+EARLY = 1 << 27  # bytes with which the disk begins while others are written
 
 
 class Written(NamedTuple):
@@ -52,20 +52,26 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
         header, ordered = header_bytes([_stored(name, tensor) for name, tensor in tensors.items()], {})
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    digests = {}
-    with path.open("wb", buffering=1 << 20) as file:
+    with (
+        path.open("wb", buffering=1 << 20) as file,
+        ThreadPoolExecutor(1, "dtrain-hash") as hashing,
+        ThreadPoolExecutor(1, "dtrain-sync") as syncing,
+    ):
         file.write(header)
-        for name in (each.name for each in ordered):
-            values = bytes_of(tensors[name])
-            state = blake3()
-            for start in range(0, len(values), PIECE):
-                piece = values[start : start + PIECE]
-                state.update(piece)
-                file.write(piece)
-            digests[name] = state.hexdigest(length=16)
+        hashes = {}
+        synced, begun = None, 0
+        for each in ordered:
+            values = bytes_of(tensors[each.name])
+            hashes[each.name] = hashing.submit(hash_of, values)
+            file.write(values)
+            if file.tell() - begun > EARLY and (synced is None or synced.done()):
+                synced, begun = syncing.submit(os.fsync, file.fileno()), file.tell()
         file.flush()
+        if synced is not None:
+            synced.result()
         os.fsync(file.fileno())
         size = file.tell()
+        digests = {name: found.result() for name, found in hashes.items()}
     return Written(size, size - len(header), hash_of(header), digests)
 
 
