@@ -1,10 +1,10 @@
 """Writes safetensors files from tensors in memory; they are hashed and reach the disk meanwhile."""
 
 import os
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,36 +43,54 @@ class Written(NamedTuple):
     tensors: dict[str, str]  # hashes by name
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
-    """Write tensors to a file and wait until it is on the disk.
+def write_files(files: Mapping[Path, Mapping[str, Tensor]]) -> dict[Path, Written]:
+    """Write files of tensors one after the other, and wait until all are on the disk.
 
-    Raises CheckpointError of a tensor that the format cannot hold, OSError where the file cannot be written.
+    Raises CheckpointError of a tensor that the format cannot hold, OSError where a file cannot be written.
     """
+    with ThreadPoolExecutor(1, "dtrain-hash") as hashing, ThreadPoolExecutor(1, "dtrain-sync") as syncing:
+        begun = {path: _write(path, tensors, hashing, syncing) for path, tensors in files.items()}
+        return {path: end() for path, end in begun.items()}
+
+
+def _write(
+    path: Path, tensors: Mapping[str, Tensor], hashing: Executor, syncing: Executor
+) -> Callable[[], Written]:
+    """Write a file; what waits until it is hashed, on the disk, and closed."""
     try:
         header, ordered = header_bytes([_stored(name, tensor) for name, tensor in tensors.items()], {})
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    with (
-        path.open("wb", buffering=1 << 20) as file,
-        ThreadPoolExecutor(1, "dtrain-hash") as hashing,
-        ThreadPoolExecutor(1, "dtrain-sync") as syncing,
-    ):
+    hashes: dict[str, Future[str]] = {}
+    file = path.open("wb", buffering=1 << 20)
+    try:
         file.write(header)
-        hashes = {}
-        synced, begun = None, 0
+        early: list[Future[None]] = []
+        begun = 0
         for each in ordered:
             values = bytes_of(tensors[each.name])
             hashes[each.name] = hashing.submit(hash_of, values)
             file.write(values)
-            if file.tell() - begun > EARLY and (synced is None or synced.done()):
-                synced, begun = syncing.submit(os.fsync, file.fileno()), file.tell()
+            if file.tell() - begun > EARLY:
+                early.append(syncing.submit(os.fsync, file.fileno()))
+                begun = file.tell()
         file.flush()
-        if synced is not None:
-            synced.result()
-        os.fsync(file.fileno())
         size = file.tell()
+    finally:
+        closed = syncing.submit(_sync_and_close, file)
+
+    def end() -> Written:
+        for each in (*early, closed):  # each failure is told once
+            each.result()
         digests = {name: found.result() for name, found in hashes.items()}
-    return Written(size, size - len(header), hash_of(header), digests)
+        return Written(size, size - len(header), hash_of(header), digests)
+
+    return end
+
+
+def _sync_and_close(file: BinaryIO) -> None:
+    with file:
+        os.fsync(file.fileno())
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

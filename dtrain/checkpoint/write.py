@@ -8,7 +8,7 @@ from typing import Any
 
 from dtrain.checkpoint.read import checkpoints_in, step_of
 from dtrain.checkpoint.snapshot import Shard, Snapshot
-from dtrain.checkpoint.tensor_files import Written, write_tensors
+from dtrain.checkpoint.tensor_files import Written, write_files
 from dtrain.errors import CheckpointError
 from dtrain.format.files import (
     FORMAT,
@@ -65,7 +65,10 @@ def write(run: Path, content: Content, shards: Sequence[Shard], snapshot: Snapsh
     def write_share() -> dict[str, Any]:
         snapshot.wait()
         own = [shard for shard in shards if shard.rank == ranks.rank]
-        return {shard.file: _write_shard(partial, shard, snapshot) for shard in own}
+        written = write_files(
+            {partial / each.file: {name: snapshot[each.part, name] for name in each.names} for each in own}
+        )
+        return {path.name: list(entry) for path, entry in written.items()}  # as JSON takes it
 
     def finish() -> None:
         written = {name: Written(*entry) for share in shares for name, entry in share.items()}
@@ -77,13 +80,6 @@ def write(run: Path, content: Content, shards: Sequence[Shard], snapshot: Snapsh
     shares = _together(ranks, write_share, place)
     _together(ranks, finish if ranks.rank == 0 else _nothing, place)
     return place
-
-
-def _write_shard(partial: Path, shard: Shard, snapshot: Snapshot) -> list[Any]:
-    """Write one file of tensors; what `Written` says of it, as JSON takes it."""
-    return list(
-        write_tensors(partial / shard.file, {name: snapshot[shard.part, name] for name in shard.names})
-    )
 
 
 def _seal(partial: Path, content: Content, shards: Sequence[Shard], written: Mapping[str, Written]) -> None:
