@@ -3,11 +3,13 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from dtrain.backends.torch_schedules import Settings
 from dtrain.checkpoint.write import Content, keep
 from dtrain.diverged import check, count, turn_of
 from dtrain.engines.base import Measured, Update
+from dtrain.engines.together import agreed, wait_for_all
 from dtrain.evaluation import evaluate
 from dtrain.events import Asked, Evaluated, Event, Finished, Saved, Started, Stepped, Stopped
 from dtrain.format.files import canonical
@@ -173,20 +175,30 @@ def begin_save(run: Run) -> None:
     """Copy the state; it is written while the loop goes on. Then those are deleted that need not stay."""
     run.position.long("copying the state for a checkpoint")
     content = Content(run.step, to_toml(run.recipe), canonical(run.state()), run.environment, run.origin)
-    kept, best = run.recipe.checkpoint, run.best.steps
+    kept = run.kept()
+    if run.mirror is not None:
+        run.mirror.owe()
 
     def then() -> None:
         if run.engine.rank == 0:
-            keep(run.folder, newest=kept.keep, best=best, every=kept.keep_every)
+            keep(run.folder, kept)
+        if run.mirror is not None:
+            run.mirror.update(kept)
 
     run.writer.begin(run.engine, content, then)
 
 
 def saved(run: Run, *, waits: bool) -> Iterator[Saved]:
     """The checkpoint that has become whole, if any. Raises CheckpointError if it cannot be written."""
+    writing = partial(run.position.long, "writing a checkpoint")
     if waits:
-        run.position.long("writing a checkpoint")
-    if (found := run.writer.finished(waits=waits)) is not None:
+        writing()
+    if waits and run.is_copied:  # which may take rank 0 its time
+        wait_for_all(run.engine, run.writer.is_idle, writing)
+        found = agreed(run.engine, partial(run.writer.finished, waits=True))
+    else:
+        found = run.writer.finished(waits=waits)
+    if found is not None:
         run.recorder.saved(*found)
         yield Saved(*found)
 

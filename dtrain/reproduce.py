@@ -167,6 +167,10 @@ class Unwritten:
     def begin(self, engine: Engine, content: Content, then: Any) -> None:
         """Write nothing."""
 
+    def is_idle(self, seconds: float) -> bool:
+        """Nothing ever is."""
+        return True
+
     def finished(self, *, waits: bool) -> None:
         """Nothing became whole."""
 

@@ -1,18 +1,21 @@
 """A run made ready: models, optimizers, data, engine, and the place where it is kept."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from multiprocessing import current_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtrain.backends.torch_schedules import Schedules
-from dtrain.checkpoint.folders import Place, choose
+from dtrain.checkpoint.elsewhere import Wish, open_place
+from dtrain.checkpoint.folders import Place
 from dtrain.checkpoint.provenance import provenance
 from dtrain.checkpoint.record import Recorder, RecordFile
+from dtrain.checkpoint.upload import Mirror
 from dtrain.checkpoint.write import Ranks
 from dtrain.checkpoint.writer import Saves, Writer
 from dtrain.data.identity import Fingerprint, fingerprint
@@ -22,7 +25,7 @@ from dtrain.data.order import Order, Sweep
 from dtrain.data.source import Examples
 from dtrain.engines.base import Engine
 from dtrain.engines.deterministic import deterministic
-from dtrain.engines.together import agreed
+from dtrain.engines.together import agreed, agreed_at_last
 from dtrain.errors import DataError, DtrainError, RecipeError
 from dtrain.evaluation import Best, Evaluator, open_metrics
 from dtrain.recipe.fit import check_fields, check_schedules, check_shares
@@ -71,6 +74,8 @@ class Run:
     best: Best
     lookout: "Lookout"
     writer: Saves = field(init=False)
+    is_copied: bool = False  # to another place
+    mirror: Mirror | None = None  # which does that, on rank 0
     recorder: Recorder = field(init=False)
     origin: Mapping[str, Any] | None = None  # the checkpoint of another run that it began from
     other_data: Mapping[str, str] = field(default_factory=dict)  # by part: what is not as in the checkpoint
@@ -100,6 +105,16 @@ class Run:
         own |= {"schedules": self.schedules.state(), "skipped": [self.skipped, self.skipped_in_a_row]}
         return own | self.engine.scalars()
 
+    def kept(self) -> Callable[[Sequence[int]], set[int]]:
+        """Which checkpoints stay, of some steps in order: the newest, the best up to now, each so-many-th."""
+        choice, best = self.recipe.checkpoint, set(self.best.steps)
+
+        def stay(steps: Sequence[int]) -> set[int]:
+            forever = {step for step in steps if choice.keep_every and step % choice.keep_every == 0}
+            return {*steps[-choice.keep :]} | best | forever
+
+        return stay
+
     def close(self) -> None:
         """Free the devices, leave the other processes in good order, unlock the run's folder."""
         self.resources.close()
@@ -120,6 +135,7 @@ def setup(
     resume: str | Path | None = None,
     accept_data: bool = False,
     verify: bool = False,
+    copies: bool = True,
     world: World | None = None,
     scale: Scale | None = None,
     trust: Trust = EVERYTHING,
@@ -128,12 +144,13 @@ def setup(
     """Make a run ready: carry on the newest one of this recipe that was cut off, or begin a new one.
 
     `fresh` begins anew; `once` does not where a run of this recipe has finished; `resume` names a run or a
-    checkpoint to start from; `accept_data` goes on though the data is not what the checkpoint was trained on;
-    with `verify` the hashes of all its tensors are checked, however large it is; `scale` says how models are
-    kept among the processes, as the launcher does where it is left out; `trust` says what may be imported; a
-    rank that does not move for `hang_timeout` seconds, while others wait for it, ends them all. Raises
-    DtrainError for a world or settings other than those that a launcher was asked for, data or a checkpoint
-    that cannot be read, or that does not fit the recipe.
+    checkpoint to start from, or one at a URL; `accept_data` goes on though the data is not what the
+    checkpoint was trained on; with `verify` the hashes of all its tensors are checked, however large it is;
+    without `copies` the recipe's `checkpoint.path` is left alone; `scale` says how models are kept among the
+    processes, as the launcher does where it is left out; `trust` says what may be imported; a rank that does
+    not move for `hang_timeout` seconds, while others wait for it, ends them all. Raises DtrainError for a
+    world or settings other than those that a launcher was asked for, data or a checkpoint that cannot be
+    read, or that does not fit the recipe.
     """
     # What multiprocessing itself goes by where a script is imported a second time, by a process it started.
     if getattr(current_process(), "_inheriting", False):
@@ -191,11 +208,16 @@ def setup(
             lookout=lookout,
             data=data | {"fingerprints": engine.share(taken), "since": 0},
         )
-        run.place = stack.enter_context(_choose(run, Path(runs), fresh, once, resume))
+        wish = Wish(
+            Path(runs), recipe.name, to_toml(recipe), run.total, fresh=fresh, once=once, resume=resume
+        )
+        _choose(run, wish, recipe.checkpoint.path if copies else None, stack)
         if (checkpoint := run.place.checkpoint) is not None:
             run.position.long("restoring the checkpoint")
             agreed(engine, lambda: restore(run, checkpoint, accept_data=accept_data, verify=verify))
-        run.writer = stack.enter_context(_open_writer(run))
+        run.writer = writer = stack.enter_context(_open_writer(run))
+        if run.mirror is not None:  # what an earlier life could not send
+            writer.start(partial(run.mirror.update, run.kept()))
         run.recorder = stack.enter_context(_open_recorder(run))
         run.resources = stack.pop_all()
     return run
@@ -281,28 +303,20 @@ def evaluator(
         yield Evaluator(engine, system, loader, metrics, recipe.seed, position)
 
 
-@contextmanager
-def _choose(run: Run, runs: Path, fresh: bool, once: bool, resume: str | Path | None) -> Iterator[Place]:
-    """Rank 0's choice of a run, on every rank; rank 0 holds its lock."""
-    with ExitStack() as stack:
+def _choose(run: Run, wish: Wish, elsewhere: Path | str | None, stack: ExitStack) -> None:
+    """Give every rank rank 0's choice of a run; rank 0 holds its lock, and that of its copy elsewhere."""
+    run.is_copied = elsewhere is not None
 
-        def choice() -> list[str | None]:
-            if run.engine.rank != 0:
-                return []
-            place, lock = choose(
-                runs,
-                name=run.recipe.name,
-                recipe=to_toml(run.recipe),
-                last_step=run.total,
-                fresh=fresh,
-                once=once,
-                resume=None if resume is None else Path(resume),
-            )
-            stack.enter_context(lock)
-            return [str(path) if path else None for path in (place.folder, place.checkpoint)]
+    def choice() -> list[str | None]:
+        if run.engine.rank != 0:
+            return []
+        place, run.mirror = stack.enter_context(open_place(wish, elsewhere))
+        return [str(path) if path else None for path in (place.folder, place.checkpoint)]
 
-        folder, checkpoint = run.engine.share(agreed(run.engine, choice))
-        yield Place(Path(folder), checkpoint and Path(checkpoint))
+    looking = partial(run.position.long, "looking for a run to carry on")
+    looking()
+    folder, checkpoint = run.engine.share(agreed_at_last(run.engine, choice, looking))
+    run.place = Place(Path(folder), checkpoint and Path(checkpoint))
 
 
 def _open_writer(run: Run) -> Writer:

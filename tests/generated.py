@@ -39,6 +39,7 @@ PLAIN = st.recursive(
     LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=6
 )
 PATHS = st.sampled_from(("torch.nn:Some", "package:Name", "package.module:Name", "a.b.c.d:function"))
+ELSEWHERE = st.sampled_from((Path("/mnt/other disk/runs"), "s3://bucket/some/prefix", "gs://bucket"))
 UNDRAWN = ("monitor", "losses", "weights", "weights_from")  # what must agree with other tables, or be there
 METRICS = {
     "gan": ("loss", "real", "fake"),
@@ -277,6 +278,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
         averages=types.MappingProxyType({n: draw(of(AnyAverage)) for n in trained if draw(st.booleans())}),
         every=every,
         evaluate=evaluate,
-        checkpoint=dataclasses.replace(checkpoint, best=best, mode=checkpoint.mode or "min"),
+        checkpoint=dataclasses.replace(
+            checkpoint, path=draw(st.none() | ELSEWHERE), best=best, mode=checkpoint.mode or "min"
+        ),
         track=draw(table(Track)),
     )

@@ -12,10 +12,9 @@ from datetime import datetime
 from pathlib import Path
 
 from dtrain.checkpoint.read import checkpoints_in, step_of
-from dtrain.checkpoint.write import PARTIAL
 from dtrain.errors import CheckpointError
 from dtrain.format.checkpoints import read_recipe
-from dtrain.format.files import RECIPE, write_synced
+from dtrain.format.files import PARTIAL, RECIPE, UNSENT, write_synced
 from dtrain.format.locks import lock, try_lock
 from dtrain.format.runs import checkpoint_at, ended_early
 
@@ -37,8 +36,9 @@ def choose(
 ) -> tuple[Place, ExitStack]:
     """Find the run to carry on, or make the folder of a new one; it is locked until the stack is closed.
 
-    A run of the same resolved recipe that was cut off is carried on from its newest checkpoint; with `once`
-    the newest one is taken that is there, though it has finished.
+    A run of the same resolved recipe that was cut off is carried on from its newest checkpoint, and one that
+    has finished if something of it is still to be copied elsewhere; with `once` the newest one is taken that
+    is there, though it has finished.
     Raises CheckpointError if `resume` names no checkpoint, or a run that is being worked on.
     """
     home = runs / name
@@ -46,23 +46,25 @@ def choose(
         checkpoint = checkpoint_at(resume).absolute()
         run = checkpoint.parent.parent
         is_newest = checkpoint.name == max((found.name for found in checkpoints_in(run)), default="")
-        if is_newest and _recipe_of(run) == recipe:
+        if is_newest and recipe_of(run) == recipe:
             held = lock(run)
             return Place(_swept(run), checkpoint), held
         return _new(home, recipe, checkpoint)
     if not fresh:
         for run in sorted(home.glob("[!.]*"), reverse=True):
-            if _recipe_of(run) != recipe or (found := try_lock(run)) is None:
+            if recipe_of(run) != recipe or (found := try_lock(run)) is None:
                 continue
             newest = next(reversed(checkpoints_in(run)), None)
-            if newest is None or once or (step_of(newest) < last_step and not ended_early(newest)):
+            is_cut_off = newest is None or (step_of(newest) < last_step and not ended_early(newest))
+            if is_cut_off or once or (run / UNSENT).exists():
                 return Place(_swept(run), newest), found
             found.close()
             break
     return _new(home, recipe, None)
 
 
-def _recipe_of(run: Path) -> str | None:
+def recipe_of(run: Path) -> str | None:
+    """The resolved recipe of a run; None where it cannot be read."""
     try:
         return read_recipe(run)
     except CheckpointError:

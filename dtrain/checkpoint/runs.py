@@ -9,7 +9,7 @@ from dtrain.errors import CheckpointError
 from dtrain.format.checkpoints import checkpoints_in, step_of
 from dtrain.format.files import RECIPE
 from dtrain.format.metrics import METRICS, Line, lines_of
-from dtrain.format.runs import State, run_at, run_name, standing
+from dtrain.format.runs import State, local, run_at, run_name, standing
 from dtrain.recipe.load import from_document, read
 from dtrain.recipe.values import Recipe
 from dtrain.spec.trust import Trust
@@ -51,10 +51,11 @@ class RunRecord:
 def load_run(path: str | Path) -> RunRecord:
     """Read a run, or the newest one of runs/NAME: how it stands, its recipe, metrics, samples, checkpoints.
 
+    Of one at a URL a copy is read, which has no samples, and the newest checkpoint and the best alone.
     Nothing that the recipe names is imported, and nothing is changed. Raises CheckpointError if there is no
     run, RecipeError or DtrainError where its recipe or its metrics cannot be read.
     """
-    run = run_at(Path(path))
+    run = run_at(local(path, best=True))
     known = standing(run)
     lines = list(lines_of(run / METRICS)) if (run / METRICS).is_file() else []
     samples: dict[int, dict[str, Path]] = {}

@@ -13,6 +13,7 @@ from dtrain.errors import CheckpointError
 from dtrain.format.files import (
     FORMAT,
     MANIFEST,
+    PARTIAL,
     PARTS,
     RECIPE,
     STATE,
@@ -25,8 +26,6 @@ from dtrain.format.files import (
     sync,
     write_synced,
 )
-
-PARTIAL = ".partial"  # beside checkpoints/: what is being written or removed
 
 
 @dataclass(frozen=True)
@@ -155,10 +154,10 @@ def _nothing() -> None:
     """What the ranks do that have nothing to do but must hear whether it went well."""
 
 
-def keep(run: Path, *, newest: int, best: Sequence[int], every: int) -> None:
-    """Delete the checkpoints of a run but the newest, those of steps in `best` and each `every` steps."""
+def keep(run: Path, kept: Callable[[Sequence[int]], set[int]]) -> None:
+    """Delete the checkpoints of a run but those that `kept` names of their steps, which are in order."""
     found = checkpoints_in(run)
-    kept = {folder_name(step) for step in best} | {path.name for path in found[-newest:]}
+    stay = kept([step_of(path) for path in found])
     for path in found:
-        if path.name not in kept and not (every and step_of(path) % every == 0):
+        if step_of(path) not in stay:
             remove(path)

@@ -1,7 +1,7 @@
 """Saves while training goes on: the loop is held as long as its state is copied, a thread does the rest."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,10 @@ class Saves(Protocol):
         """Take up the state of an engine; `then` follows when it is saved. Collective."""
         ...
 
+    def is_idle(self, seconds: float) -> bool:
+        """Wait until nothing is being saved, for so long at most; whether that is so."""
+        ...
+
     def finished(self, *, waits: bool) -> tuple[int, Path] | None:
         """The step and path of a checkpoint that became whole since this was last asked, if there is one."""
         ...
@@ -30,7 +34,11 @@ class Writer:
         self._run, self._ranks, self._shard_bytes = run, ranks, shard_bytes
         self._snapshot = Snapshot()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dtrain-writer")
-        self._latest: tuple[int, Future[Path]] | None = None
+        self._latest: Future[tuple[int, Path] | None] | None = None
+
+    def start(self, action: Callable[[], None]) -> None:
+        """Begin with something else, at once: the first save waits for it."""
+        self._latest = self._thread.submit(lambda: action())
 
     def begin(self, engine: Engine, content: Content, then: Callable[[], None]) -> None:
         """Copy the state of an engine and begin to write it; `then` follows when it is whole.
@@ -40,22 +48,26 @@ class Writer:
         assert self._latest is None
         shards = self._snapshot.take(engine, self._shard_bytes)
 
-        def work() -> Path:
+        def work() -> tuple[int, Path]:
             path = write(self._run, content, shards, self._snapshot, self._ranks)
             then()
-            return path
+            return content.step, path
 
-        self._latest = content.step, self._thread.submit(work)
+        self._latest = self._thread.submit(work)
+
+    def is_idle(self, seconds: float) -> bool:
+        """Wait until nothing is being written, for so long at most; whether that is so."""
+        return self._latest is None or not wait([self._latest], seconds).not_done
 
     def finished(self, *, waits: bool) -> tuple[int, Path] | None:
         """The step and path of a checkpoint that became whole since this was last asked, if there is one.
 
         With `waits` the one that is being written is waited for. Raises CheckpointError if it failed.
         """
-        if self._latest is None or not (waits or self._latest[1].done()):
+        if self._latest is None or not (waits or self._latest.done()):
             return None
-        (step, future), self._latest = self._latest, None
-        return step, future.result()
+        future, self._latest = self._latest, None
+        return future.result()
 
     def __enter__(self) -> "Writer":
         return self

@@ -39,7 +39,7 @@ def evaluate(
     as_json: bool,
     hang_timeout: float,
 ) -> None:
-    """Evaluate a checkpoint, or the newest one of a run.
+    """Evaluate a checkpoint, or the newest one of a run; at a URL (s3://...), too.
 
     KEY=VALUE changes its recipe: evaluate.metrics.top3={kind="top_k",k=3}, say, or data.path=other.npz. Only
     torch's and dtrain's own classes are imported for it, and what --trust names. Nothing is written.

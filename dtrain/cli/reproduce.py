@@ -77,6 +77,7 @@ def reproduce(
                 runs=folder,
                 fresh=(origin := _origin(claim)) is None,
                 resume=origin,
+                copies=False,
                 world=world,
                 scale=read_scale(os.environ, scale_file, loaded),
                 trust=document.trust,

@@ -21,7 +21,7 @@ from dtrain.events import Stopped
 from dtrain.spec.words import visible
 
 if TYPE_CHECKING:
-    from dtrain.evaluation import Best
+    from dtrain.run import Run
 
 
 @click.command()
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 @scale_option
 @click.option("--fresh", is_flag=True, help="Begin anew even if a run was cut off.")
 @click.option("--once", is_flag=True, help="Do not begin anew where a run of this recipe has finished.")
-@click.option("--resume", type=click.Path(path_type=Path), help="Start from this run or checkpoint.")
+@click.option(
+    "--resume", type=click.Path(path_type=Path), help="Start from this run or checkpoint, or one at a URL."
+)
 @click.option("--accept-data", is_flag=True, help="Go on though the data is another than it was.")
 @click.option(
     "--max-minutes",
@@ -134,7 +136,7 @@ def run(
                 command = to_see_again(again, runs, error.checkpoint, accept_data=accept_data)
                 raise DivergedError(f"{error}\n  to see it again: {command}", error.checkpoint) from None
         if ready.engine.rank == 0 and not isinstance(event, Stopped):
-            _summarise(ready.folder, ready.best, uses_wandb="wandb" in loaded.track.kinds)
+            _summarise(ready, uses_wandb="wandb" in loaded.track.kinds)
     if not isinstance(event, Stopped):
         return 0
     anew = " without --fresh" if fresh else "" if resume is None else " without --resume"
@@ -167,11 +169,12 @@ def to_see_again(again: Sequence[str], runs: Path, checkpoint: Path | None, *, a
     )
 
 
-def _summarise(folder: Path, best: "Best", *, uses_wandb: bool) -> None:
+def _summarise(run: "Run", *, uses_wandb: bool) -> None:
     """Say where everything lies, and how to look at it."""
     from dtrain.checkpoint.read import checkpoints_in, step_of
     from dtrain.format.wandb_folder import how_to_look
 
+    folder, best = run.folder, run.best
     print(f"\nrun         {_short(folder)}")
     checkpoints = checkpoints_in(folder)
     print(f"checkpoint  {_short(checkpoints[-1])}")
@@ -179,6 +182,8 @@ def _summarise(folder: Path, best: "Best", *, uses_wandb: bool) -> None:
         step, value = best.at
         path = next(path for path in checkpoints if step_of(path) == step)
         print(f"best        {_short(path)}  {best.metric} {value:.6g}")
+    if run.mirror is not None:
+        print(f"copy        {run.mirror.where}")
     for what, files in (("pictures", "*.png"), ("texts", "*.txt")):
         if found := sorted((folder / "samples").glob(files)):
             print(f"{what:<12}{_short(found[-1])}")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import tomli
 
 from dtrain.errors import CheckpointError, DtrainError
+from dtrain.format.addresses import address
 from dtrain.format.checkpoints import checkpoints_in, glance_at
 from dtrain.format.files import MANIFEST, RECIPE, STATE, folder_name, parse, read_small
 from dtrain.format.locks import LOCK, RUNNING, is_held
@@ -128,10 +129,11 @@ def run_at(path: Path) -> Path:
 
 
 def checkpoint_at(path: Path, *, best: bool = False) -> Path:
-    """The checkpoint that a path names: itself, the newest of a run, or its best.
+    """The checkpoint that a path names: itself, the newest of a run, or its best; one at a URL is fetched.
 
     Raises CheckpointError if there is none.
     """
+    path = local(path, best=best)
     if (path / MANIFEST).is_file():
         if best:
             raise CheckpointError(f"{path} is a checkpoint; --best is for a run")
@@ -149,6 +151,16 @@ def checkpoint_at(path: Path, *, best: bool = False) -> Path:
         said = "has no best checkpoint; its recipe would say by which metric: checkpoint.best"
         raise CheckpointError(f"{path} {said}")
     return found
+
+
+def local(given: str | Path, *, best: bool) -> Path:
+    """The path of a run or a checkpoint; of one at a URL, that of a copy: see `dtrain.format.remote`."""
+    where = address(given)
+    if isinstance(where, Path):
+        return where
+    from dtrain.format.remote import fetched  # which takes its time to import
+
+    return fetched(where, best=best)
 
 
 def size_and_time(run: Path) -> tuple[int, float]:

@@ -88,15 +88,19 @@ def outside(values: Mapping[str, Any], document: Document) -> Iterator[RecipeErr
             yield RecipeError(key, f"{said}: {key}=PATH")
         elif (link := _link_outside(path, document)) is not None:
             yield RecipeError(key, f"{link} leads out of the recipe's folder, and it is not trusted")
+    key, copies = "checkpoint.path", getattr(values.get("checkpoint"), "path", None)
+    if copies is not None and is_outside(key, copies, document):
+        said = f"{copies} lies outside of the recipe's folder, and it is not trusted; give it as an argument"
+        yield RecipeError(key, f"{said}: {key}=PATH")
 
 
-def is_outside(key: str, path: Path, document: Document) -> bool:
-    """Whether a path that a stranger's recipe has under a key leads out of its folder."""
+def is_outside(key: str, path: Path | str, document: Document) -> bool:
+    """Whether a path that a stranger's recipe has under a key, or a URL, leads out of its folder."""
     text, folder = document.said_at(placed(key)).text, document.main.folder.resolve()
     is_users_own = not text.is_file or not text.folder.resolve().is_relative_to(folder)  # --set-file
     if document.trust.everything or is_users_own:
         return False
-    return not path.resolve().is_relative_to(folder)
+    return isinstance(path, str) or not path.resolve().is_relative_to(folder)
 
 
 def _link_outside(path: Path, document: Document) -> Path | None:

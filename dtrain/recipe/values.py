@@ -1,15 +1,18 @@
 """The recipe: everything that a run's result depends on, as one frozen value."""
 
 from dataclasses import field, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from dtrain.data.source import Source
+from dtrain.format.addresses import address
 from dtrain.spec.averages import AnyAverage
 from dtrain.spec.metrics import Metric
 from dtrain.spec.models import AnyModel, without_beginning
 from dtrain.spec.optimizers import AnyOptimizer
 from dtrain.spec.table import (
+    Checked,
     Frozen,
     Imported,
     Matching,
@@ -31,6 +34,7 @@ Name = Annotated[
     ),
 ]
 AnyMetric = Annotated[Metric | Imported, OneOf(Metric)]
+Elsewhere = Annotated[Path, Checked(address)]  # which makes a string of one that is a URL
 Precision = Literal["fp32", "tf32", "fp64", "bf16", "fp16"]
 
 
@@ -87,6 +91,8 @@ class Evaluate(Table):
 class Checkpoint(Table):
     """How checkpoints are kept, and which of them stay."""
 
+    # a folder or a URL, such as "s3://bucket/runs", to which they are copied, as well; to nowhere if left out
+    path: Elsewhere | None = None
     keep: Positive = 3  # the newest ones
     keep_every: Natural = 0  # and those of every so many steps, for ever; 0: none
     best: str | None = None  # and the best by this metric, such as "evaluate/accuracy"

@@ -1,0 +1,100 @@
+"""The copy of a run elsewhere, kept the same as the run: what is missing there is sent, the manifest last."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dtrain.checkpoint.read import checkpoints_in, step_of
+from dtrain.errors import CheckpointError
+from dtrain.format.files import MANIFEST, PARTIAL, RECIPE, UNSENT, write_synced
+from dtrain.format.metrics import METRICS
+from dtrain.format.remote import place, steps_in
+from dtrain.format.stores import Store
+
+
+class Mirror:
+    """Copies one run; one thread at a time. `check` raises CheckpointError if the copy is another's now."""
+
+    def __init__(self, store: Store, run: Path, check: Callable[[], None]):
+        self._store, self._run, self._check = store, run, check
+        self._same: set[int] = set()  # steps whose checkpoints are known to be the same here and there
+        self._whole: dict[int, bool] = {}  # of other steps there: whether they have a manifest
+
+    @property
+    def where(self) -> str:
+        """The address of the copy."""
+        return self._store.at(self._run.name)
+
+    def begin(self) -> None:
+        """Send the recipe, by which the run is found; a place that cannot be written is told of at once."""
+        if self._store.read(f"{self._run.name}/{RECIPE}") != (self._run / RECIPE).read_bytes():
+            self._store.send(self._run / RECIPE, f"{self._run.name}/{RECIPE}")
+
+    def owe(self) -> None:
+        """Note in the run's folder that something is to be sent, until it has been."""
+        try:
+            write_synced(self._run / UNSENT, b"")
+        except OSError as error:
+            raise CheckpointError(f"{self._run / UNSENT} cannot be written: {error}") from None
+
+    def update(self, kept: Callable[[Sequence[int]], set[int]]) -> None:
+        """Send what is missing there, then delete there what need not stay by `kept`, of steps in order.
+
+        What is there of later steps than here is left alone, as this run has not come so far. Raises
+        CheckpointError if the place does not answer for a minute or refuses; what is there stays whole.
+        """
+        here = checkpoints_in(self._run)
+        there = steps_in(self._store, self._run.name)
+        missing = [path for path in here if not self._is_there(path, there)]
+        if missing:
+            self._send_metrics()
+        for path in missing:
+            self._check()
+            self._store.send_checkpoint(path, place(self._run.name, step_of(path)))
+            self._same.add(step_of(path))
+        if here:
+            self._sweep(there, here, kept)
+        (self._run / UNSENT).unlink(missing_ok=True)
+
+    def _is_there(self, checkpoint: Path, there: Sequence[int]) -> bool:
+        step = step_of(checkpoint)
+        if step not in there:
+            self._same.discard(step)
+        elif step not in self._same:
+            manifest = self._store.read(f"{place(self._run.name, step)}/{MANIFEST}")
+            if manifest == (checkpoint / MANIFEST).read_bytes():
+                self._same.add(step)
+        return step in self._same
+
+    def _sweep(
+        self, there: Sequence[int], here: Sequence[Path], kept: Callable[[Sequence[int]], set[int]]
+    ) -> None:
+        own = {step_of(path) for path in here}
+        others = [step for step in there if step not in own and step < max(own)]
+        whole = [step for step in others if self._is_whole(step)]
+        stay = kept(sorted({*own, *whole}))
+        for step in others:
+            if step not in stay or step not in whole:
+                self._check()
+                self._store.remove(place(self._run.name, step))
+                self._whole.pop(step, None)
+                self._same.discard(step)
+
+    def _is_whole(self, step: int) -> bool:
+        if step not in self._whole:
+            is_own = step in self._same  # it was sent, and needed to stay there, but not here
+            self._whole[step] = is_own or MANIFEST in self._store.entries(place(self._run.name, step))
+        return self._whole[step]
+
+    def _send_metrics(self) -> None:
+        """Send them as they are now: the run goes on writing them."""
+        if not (self._run / METRICS).exists():
+            return
+        copy = self._run / PARTIAL / METRICS
+        try:
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(self._run / METRICS, copy)
+            self._store.send(copy, f"{self._run.name}/{METRICS}")
+            copy.unlink()
+        except OSError as error:
+            raise CheckpointError(f"{copy} cannot be written: {error}") from None
