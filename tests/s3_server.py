@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -56,9 +56,10 @@ class Network:
                     self.close_connection = True
                     return
                 onward = http.client.HTTPConnection("127.0.0.1", network.server_port, timeout=60)
-                onward.request(self.command, self.path, body, dict(self.headers))
-                answer = onward.getresponse()
-                content = answer.read()
+                with closing(onward):
+                    onward.request(self.command, self.path, body, dict(self.headers))
+                    answer = onward.getresponse()
+                    content = answer.read()
                 self.send_response_only(answer.status, answer.reason)
                 for name, value in answer.getheaders():
                     if name.lower() not in ("content-length", "transfer-encoding", "connection"):
@@ -67,7 +68,6 @@ class Network:
                 self.send_header("Content-Length", str(length or 0))
                 self.end_headers()
                 self.wfile.write(content)
-                onward.close()
 
             do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on
 
@@ -157,7 +157,10 @@ class Impatient:
     environment: dict[str, str]
 
     def __call__(self, arguments: list[str]) -> int:
+        from s3fs import S3FileSystem
+
         os.environ.update(self.environment)
+        S3FileSystem.retries = 1
         dtrain.format.urls.PAUSES = (0.05, 0.05, 0.05)
         dtrain.checkpoint.lease.BEAT, dtrain.checkpoint.lease.PATIENCE = 0.3, 3.0
         dtrain.checkpoint.lease.SETTLE = 0.2

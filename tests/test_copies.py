@@ -62,7 +62,7 @@ def test_an_address_is_a_folder_or_a_url(given: str | Path, meant: str | Path) -
     assert type(address(given)) is type(meant)
 
 
-PLACES = {"a folder": "{}/disk", "a file:// URL": "file://{}/disk", "a URL": "memory://disk"}
+PLACES = {"a folder": "{}/disk", "a URL": "memory://disk"}
 
 
 @pytest.fixture(params=PLACES.values(), ids=PLACES)
@@ -178,6 +178,8 @@ def test_places_that_will_not_do_are_told_of_before_anything_is_trained(
         "nosuch://bucket": "nosuch://bucket/tiny-gan cannot be opened: Protocol not known: nosuch",
         str(tmp_path / "runs"): "is the folder of runs itself; another would do, or none",
         "": 'found ""; a path, as a string would do',
+        "ftp://me:secret@host/runs": "checkpoint.path: found a password, which every checkpoint would have",
+        "simplecache::s3://bucket": "is a chain of URLs; a single one would do",
     }
     if find_spec("gcsfs") is None:
         cases["gs://bucket"] = (

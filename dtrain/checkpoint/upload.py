@@ -43,6 +43,13 @@ class Mirror:
         What is there of later steps than here is left alone, as this run has not come so far. Raises
         CheckpointError if the place does not answer for a minute or refuses; what is there stays whole.
         """
+        try:
+            self._update(kept)
+            (self._run / UNSENT).unlink(missing_ok=True)
+        except OSError as error:  # of the files here
+            raise CheckpointError(f"{self._run} cannot be copied to {self.where}: {error}") from None
+
+    def _update(self, kept: Callable[[Sequence[int]], set[int]]) -> None:
         here = checkpoints_in(self._run)
         there = steps_in(self._store, self._run.name)
         missing = [path for path in here if not self._is_there(path, there)]
@@ -54,7 +61,6 @@ class Mirror:
             self._same.add(step_of(path))
         if here:
             self._sweep(there, here, kept)
-        (self._run / UNSENT).unlink(missing_ok=True)
 
     def _is_there(self, checkpoint: Path, there: Sequence[int]) -> bool:
         step = step_of(checkpoint)
@@ -91,10 +97,7 @@ class Mirror:
         if not (self._run / METRICS).exists():
             return
         copy = self._run / PARTIAL / METRICS
-        try:
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(self._run / METRICS, copy)
-            self._store.send(copy, f"{self._run.name}/{METRICS}")
-            copy.unlink()
-        except OSError as error:
-            raise CheckpointError(f"{copy} cannot be written: {error}") from None
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(self._run / METRICS, copy)
+        self._store.send(copy, f"{self._run.name}/{METRICS}")
+        copy.unlink()

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+PASSWORD = re.compile(r"[a-z0-9+.-]+://[^/@]*:[^/@]*@")
 LOCAL = ("file", "local")  # whose URLs are folders
 
 
@@ -15,3 +16,14 @@ def address(given: str | Path) -> Path | str:
         return Path(given)
     scheme, rest = found[1].lower(), found[2].rstrip("/")
     return Path("/", rest) if scheme in LOCAL else f"{scheme}://{rest}"
+
+
+def for_copies(given: Path) -> Path | str:
+    """The same of where a recipe says that copies go. Raises ValueError where it should not say so."""
+    where = address(given)
+    if "::" in str(where):
+        raise ValueError(f"{where} is a chain of URLs; a single one would do")
+    if isinstance(where, str) and PASSWORD.match(where):
+        said = "found a password, which every checkpoint would have; what fsspec reads from"
+        raise ValueError(f"{said} ~/.config/fsspec/ or the environment would do")
+    return where

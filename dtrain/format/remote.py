@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dtrain.errors import CheckpointError
 from dtrain.format.addresses import address
-from dtrain.format.checkpoints import NAME, glance_at, read_manifest, open_checkpoint
+from dtrain.format.checkpoints import NAME, glance_at, open_checkpoint, read_manifest
 from dtrain.format.files import MANIFEST, PARTIAL, RECIPE, folder_name, sync, write_synced
 from dtrain.format.metrics import METRICS
 from dtrain.format.runs import best_of

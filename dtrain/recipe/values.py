@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from dtrain.data.source import Source
-from dtrain.format.addresses import address
+from dtrain.format.addresses import for_copies
 from dtrain.spec.averages import AnyAverage
 from dtrain.spec.metrics import Metric
 from dtrain.spec.models import AnyModel, without_beginning
@@ -34,7 +34,7 @@ Name = Annotated[
     ),
 ]
 AnyMetric = Annotated[Metric | Imported, OneOf(Metric)]
-Elsewhere = Annotated[Path, Checked(address)]  # which makes a string of one that is a URL
+Elsewhere = Annotated[Path, Checked(for_copies)]  # which makes a string of one that is a URL
 Precision = Literal["fp32", "tf32", "fp64", "bf16", "fp16"]
 
 
