@@ -196,3 +196,13 @@ def test_a_finished_run_resumed_by_name_ends_at_once(gan: Path, tmp_path: Path, 
     said = dtrain_here("run", gan, "train.steps=4", "--runs", tmp_path, "--resume", run)
     assert said.code == 0
     assert (last_tensors(only_run(tmp_path)), metrics_of(run)) == before
+
+
+def test_once_finds_a_run_that_has_finished_in_a_relative_folder(
+    gan: Path, tmp_path: Path, dtrain_here: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        said = dtrain_here("run", gan, "--once", "--runs", "runs")
+        assert said.code == 0, said.errors
+    assert len(list((tmp_path / "runs").glob("*/*"))) == 1

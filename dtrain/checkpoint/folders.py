@@ -57,7 +57,7 @@ def choose(
             newest = next(reversed(checkpoints_in(run)), None)
             is_cut_off = newest is None or (step_of(newest) < last_step and not ended_early(newest))
             if is_cut_off or once or (run / UNSENT).exists():
-                return Place(_swept(run), newest), found
+                return Place(_swept(run), None if newest is None else newest.absolute()), found
             found.close()
             break
     return _new(home, recipe, None)
