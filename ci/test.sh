@@ -9,6 +9,7 @@ if [ "$#" -gt 0 ]; then
     exit
 fi
 status=0
-python -m pytest -m "not alone" -n 2 --dist loadfile || status=$?
-python -m pytest -m alone || status=$?    # several processes each
+python -m pytest -m "not alone and not worlds" -n 2 --dist loadfile --durations=15 || status=$?
+python -m pytest -m worlds -n 2 --dist loadfile --durations=15 || status=$?
+python -m pytest -m alone --durations=40 || status=$?
 exit "$status"

@@ -22,7 +22,7 @@ from dtrain.spec.optimizers import Optimizer
 from dtrain.spec.table import KINDS
 from dtrain.systems.gan import GAN
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.worlds
 
 TESTS = Path(__file__).parent
 SIZES = (1, 2, 4)  # processes

@@ -21,7 +21,7 @@ from test_agreement import (
     worst,
 )
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.worlds
 
 __all__ = ["one_thread"]  # a fixture: the loops by hand have one thread, too
 

@@ -18,7 +18,7 @@ import dtrain
 from dtrain.checkpoint.read import checkpoints_in
 from dtrain.events import Saved
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.worlds
 
 Here = Callable[..., Said]
 WORLDS = (1, 2, 4)

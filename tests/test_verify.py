@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Said, cut_off
+from conftest import Said, cut_off, only_run
 from damaging import copied, reseal, whole
 
+import dtrain
 from dtrain.checkpoint.read import checkpoints_in
 from dtrain.checkpoint.verify import verify
 from dtrain.format.files import FORMATS, MANIFEST, RECIPE, STATE, index_name
@@ -178,3 +179,43 @@ def test_run_and_load_models_check_every_hash_when_asked(
     said = dtrain_here(*start, "checkpoint.verify=true")
     assert said.code == 2
     assert "was altered" in said.errors
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (
+            ["optimizers.classifier.kind=sgd", "optimizers.classifier.momentum=0.9"],
+            ["optimizers.classifier.momentum=0.0"],
+        ),
+        (
+            ["optimizers.classifier.kind=rmsprop", "optimizers.classifier.centered=true"],
+            ["optimizers.classifier.centered=false"],
+        ),
+    ],
+)
+def test_what_an_optimizer_kept_before_a_setting_was_changed_is_its_own(
+    classifier: Path, tmp_path: Path, dtrain_here: Here, first: list[str], then: list[str]
+) -> None:
+    assert dtrain_here("run", classifier, *first, "--runs", tmp_path / "first").code == 0
+    start = checkpoints_in(only_run(tmp_path / "first"))[0]
+    said = dtrain_here("run", classifier, *first, *then, "--resume", start, "--runs", tmp_path / "then")
+    assert said.code == 0, said.errors
+    assert dtrain_here("verify", only_run(tmp_path / "then")).code == 0
+
+
+def test_a_schedule_may_bring_momentum(classifier: Path, tmp_path: Path, dtrain_here: Here) -> None:
+    schedule = '{kind="torch.optim.lr_scheduler:OneCycleLR", max_lr=0.1, total_steps=100}'
+    own = ["optimizers.classifier.kind=sgd", f"optimizers.classifier.schedule={schedule}"]
+    assert dtrain_here("run", classifier, *own, "--runs", tmp_path).code == 0
+    run = only_run(tmp_path)
+    assert dtrain_here("verify", run).code == 0
+    assert dtrain.load_models(run).keys() == {"classifier"}
+
+
+def test_more_problems_than_are_kept_are_said_to_be_more(kept: Path, dtrain_here: Here) -> None:
+    listed = {f"missing-{number}": {"size": 1, "hash": ""} for number in range(10_500)}
+    reseal(kept, lambda manifest: manifest["files"].update(listed))
+    (report,) = found_in(dtrain_here, kept)
+    assert len(report["problems"]) == 10_000
+    assert "there may be more than these 10,000 problems" in report["remarks"]

@@ -19,7 +19,7 @@ import zero_ranks
 from agreement.cases import write_examples
 from zero_ranks import HALVED, IS_LONG, SKIPPED, STAGES, cases
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.worlds
 
 TESTS = Path(__file__).parent
 WORLDS = (1, 2, 4) if IS_LONG else (1, 2)

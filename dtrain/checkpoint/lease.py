@@ -24,7 +24,7 @@ from dtrain.format.stores import Store
 from dtrain.format.urls import Remote
 
 BEAT = 20.0  # seconds between two signs of life
-PATIENCE = 70.0  # seconds without one, after which nobody is there: three missed, and some
+PATIENCE = 100.0  # seconds without one, after which nobody is there: longer than a beat is tried again
 SETTLE = 3.0  # seconds in which two who begin at once have both written; the later one has it
 GOODBYE = 5.0  # seconds for a sign of life that is on its way when the run ends
 HELD = "held.json"  # beside the copy's recipe.toml
@@ -96,9 +96,12 @@ class _Lease:
         """Let the next one have it at once; one that was lost stays."""
         self._end.set()
         if self._store.answers and self._writing.acquire(timeout=GOODBYE):
-            with suppress(CheckpointError):
-                self.check()
-                self._store.delete(self._file)
+            try:
+                with suppress(CheckpointError):
+                    self.check()
+                    self._store.delete(self._file)
+            finally:
+                self._writing.release()
 
     def _watch(self, found: bytes) -> None:
         """Wait until it is clear whether somebody is at work."""

@@ -4,6 +4,8 @@ import os
 import re
 from pathlib import Path
 
+from dtrain.errors import CheckpointError
+
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 PASSWORD = re.compile(r"[a-z0-9+.-]+://[^/@]*:[^/@]*@")
 LOCAL = ("file", "local")  # whose URLs are folders
@@ -15,6 +17,8 @@ def address(given: str | Path) -> Path | str:
     if found is None:
         return Path(given)
     scheme, rest = found[1].lower(), found[2].rstrip("/")
+    if {".", ".."} & {*rest.split("/")}:
+        raise CheckpointError(f"{scheme}://{rest} has parts that lead elsewhere; one without would do")
     return Path("/", rest) if scheme in LOCAL else f"{scheme}://{rest}"
 
 

@@ -99,7 +99,7 @@ def bring(store: Store, folder: str, to: Path) -> None:
     manifest = store.read(_joined(folder, MANIFEST))
     if manifest is None:
         raise CheckpointError(f"{store.at(folder)} is not a checkpoint: it has no {MANIFEST}")
-    if (to / MANIFEST).is_file() and (to / MANIFEST).read_bytes() == manifest:
+    if (to / MANIFEST).is_file() and (to / MANIFEST).read_bytes() == manifest and _is_whole(to):
         return
     partial = to.parent.parent / PARTIAL / to.name
     try:
@@ -119,6 +119,14 @@ def bring(store: Store, folder: str, to: Path) -> None:
         raise CheckpointError(str(error).replace(str(partial), store.at(folder))) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        open_checkpoint(checkpoint)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _fill(store: Store, folder: str, partial: Path) -> None:

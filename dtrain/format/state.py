@@ -18,8 +18,8 @@ def is_step(value: Any) -> bool:
 
 def check_state(path: Path, state: Mapping[str, Any], step: int) -> None:
     """Raise CheckpointError unless a state is of this step, and all that is known of it is as we write it."""
-    for key in ("step", "total"):
-        if not is_step(state.get(key)):
+    for key, is_number in (("step", is_step), ("total", _is_count)):
+        if not is_number(state.get(key)):
             raise CheckpointError(f"{path} does not say {key}, a number of steps")
     if state["step"] != step:
         raise CheckpointError(f"{path} is of step {state['step']}, and the manifest of step {step}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dtrain.errors import CheckpointError
+from dtrain.format.checkpoints import read_manifest
 from dtrain.format.files import LARGEST, MANIFEST, PARTIAL, sync
 
 T = TypeVar("T")
@@ -86,7 +87,7 @@ class Folder(Store):
         place = self._root / to
 
         def copy() -> None:
-            place.parent.mkdir(parents=True, exist_ok=True)
+            place.parent.mkdir(exist_ok=True)
             temporary = place.with_name(f".{place.name}")
             shutil.copyfile(file, temporary)
             sync(temporary)
@@ -101,7 +102,8 @@ class Folder(Store):
 
         def copy() -> None:
             shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            partial.parent.mkdir(exist_ok=True)  # not what is above: a disk that is gone is not made anew
+            partial.mkdir()
             for name in in_order(checkpoint):
                 shutil.copyfile(checkpoint / name, partial / name)
                 sync(partial / name)
@@ -144,6 +146,5 @@ class MissingError(CheckpointError):
 
 
 def in_order(checkpoint: Path) -> list[str]:
-    """The names of a checkpoint's files, in the order in which they are copied."""
-    names = sorted(path.name for path in checkpoint.iterdir())
-    return [*(name for name in names if name != MANIFEST), MANIFEST]
+    """The names of a checkpoint's own files, in the order in which they are copied."""
+    return [*sorted(read_manifest(checkpoint)["files"]), MANIFEST]

@@ -29,7 +29,7 @@ class Looked:
 
     def add(self, problems: Iterable[Problem]) -> None:
         """Take up further problems, as long as there are not too many."""
-        self.problems += islice(problems, MOST - len(self.problems))
+        self.problems += islice(problems, max(MOST - len(self.problems), 0))
 
     @property
     def size(self) -> int:
@@ -92,7 +92,7 @@ def _read(found: Looked, name: str) -> None:
             found.recipe = read_recipe(found.path)
     except CheckpointError as error:
         problems.append(str(error))
-    found.problems += [Problem(name, "", said) for said in problems[:1]]  # the second follows from the first
+    found.add(Problem(name, "", said) for said in problems[:1])  # the second follows from the first
 
 
 def _unlike_index(path: Path, part: str, headers: Headers) -> Iterator[Problem]:

@@ -12,7 +12,7 @@ from dtrain.spec.groups import shares, trainable
 from dtrain.spec.initial import Shape
 from dtrain.spec.layers import BatchNorm, ImportedLayer
 from dtrain.spec.models import Model, ModelSpec
-from dtrain.spec.optimizer_state import STEP, kept
+from dtrain.spec.optimizer_state import STEP, changing, kept
 from dtrain.spec.optimizers import ImportedOptimizer
 
 Parts = Mapping[str, Mapping[str, Stored]]  # "models", "optimizers", "averages": tensors by canonical name
@@ -148,12 +148,11 @@ def _of_optimizer(
                 for name in keys.values()
             )
         elif (states := wanted.get(parameter)) is not None:
-            missing = states.keys() - keys.keys()
-            for key in sorted(missing):
+            for key in sorted(states.required - keys.keys()):
                 name = f"{model}/{parameter}/{key}"
                 yield Misfit("optimizers", name, f"{name} is missing")
             for key, name in keys.items():
-                yield from _unlike_state(name, states.get(key), tensors.get(name), numbers.get(name))
+                yield from _unlike_state(name, states.known.get(key), tensors.get(name), numbers.get(name))
 
 
 def _unlike_state(name: str, wanted: Expected | None, stored: Stored | None, number: Any) -> Iterator[Misfit]:
@@ -165,7 +164,14 @@ def _unlike_state(name: str, wanted: Expected | None, stored: Stored | None, num
         yield Misfit("optimizers", name, f"{name} is no tensor")
 
 
-def _states(recipe: Recipe, model: str) -> dict[str, dict[str, Expected]]:
+class States(NamedTuple):
+    """What an optimizer keeps of a parameter."""
+
+    known: Mapping[str, Expected]
+    required: frozenset[str]
+
+
+def _states(recipe: Recipe, model: str) -> dict[str, States]:
     """What a built-in optimizer keeps of each parameter; nothing of what is imported."""
     spec, optimizer = recipe.models[model], recipe.optimizers[model]
     own = trainable(spec) if isinstance(spec, ModelSpec) else None
@@ -175,8 +181,11 @@ def _states(recipe: Recipe, model: str) -> dict[str, dict[str, Expected]]:
     found = {}
     for share in shares(optimizer, own):
         for name in share.names:
-            states = kept(share.optimizer, own.shapes[name]) or {}
-            found[name] = {
-                key: Expected(shape, "F32" if key == STEP else dtype) for key, shape in states.items()
+            always = kept(share.optimizer, own.shapes[name]) or {}
+            at_times = changing(share.optimizer, own.shapes[name])
+            known = {
+                key: Expected(shape, "F32" if key == STEP else dtype)
+                for key, shape in {**at_times, **always}.items()
             }
+            found[name] = States(known, frozenset(always.keys() - at_times.keys()))
     return found

@@ -31,3 +31,13 @@ def kept(optimizer: Optimizer, shape: Shape) -> Mapping[str, Shape] | None:
         case Muon():
             return {"momentum_buffer": shape}
     return None
+
+
+def changing(optimizer: Optimizer, shape: Shape) -> Mapping[str, Shape]:
+    """Of what an optimizer may keep, that which comes with a setting that a schedule or a resume changes."""
+    match optimizer:
+        case SGD():
+            return {"momentum_buffer": shape}
+        case RMSprop():
+            return {"momentum_buffer": shape, "grad_avg": shape}
+    return {}

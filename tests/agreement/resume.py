@@ -20,7 +20,7 @@ from dtrain.events import Stepped
 from dtrain.recipe.load import from_table
 from dtrain.scale.asked import read_scale
 
-HALF, REST = (100, 50) if IS_LONG else (12, 10)  # steps before it is saved, and after
+HALF, REST = (100, 50) if IS_LONG else (6, 6)  # steps before it is saved, and after
 
 
 class Noting:
