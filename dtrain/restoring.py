@@ -11,7 +11,7 @@ from dtrain.checkpoint.read import Checkpoint, all_tensors, checkpoints_in, open
 from dtrain.checkpoint.verify import check_fits
 from dtrain.data.identity import PARTS, differences
 from dtrain.engines.together import agreed
-from dtrain.errors import CheckpointError, DataError
+from dtrain.errors import CheckpointError, DataError, DtrainError
 from dtrain.format.files import folder_name
 from dtrain.recipe.load import from_checkpoint
 from dtrain.recipe.values import Recipe
@@ -30,10 +30,10 @@ def restore(run: "Run", path: Path, *, accept_data: bool, verify: bool) -> None:
     is not accepted.
     """
 
+    asked = verify or run.recipe.checkpoint.verify or None
+
     def read() -> tuple[Checkpoint, dict[str, dict[str, Any]]]:
-        asked = verify or run.recipe.checkpoint.verify or None
-        checkpoint = open_checkpoint(path, hashes=asked, share=(run.engine.rank, run.engine.world))
-        check_fits(checkpoint, from_checkpoint(checkpoint.recipe, folder=path, trust=Trust()))
+        checkpoint = _opened(path, asked, (run.engine.rank, run.engine.world))
         _check_optimizers(run.recipe, tomli.loads(checkpoint.recipe)["optimizers"])
         run.other_data = _compare_data(checkpoint, run.data, accept_data)
         return checkpoint, all_tensors(checkpoint)
@@ -55,10 +55,30 @@ def restore(run: "Run", path: Path, *, accept_data: bool, verify: bool) -> None:
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(f"{path} does not hold what this dtrain expects: {error!r}") from error
     except CheckpointError as error:
-        older = [found for found in checkpoints_in(path.parent.parent) if found.name < path.name]
-        hint = f"; an older one is {older[-1]}, which --resume takes" if older else ""
         place = "" if str(path) in str(error) else f"{path}: "
-        raise CheckpointError(f"{place}{error}{hint}") from None
+        raise CheckpointError(f"{place}{error}{_way_out(path, asked)}") from None
+
+
+def _opened(path: Path, hashes: bool | None, share: tuple[int, int] = (0, 1)) -> Checkpoint:
+    checkpoint = open_checkpoint(path, hashes=hashes, share=share)
+    check_fits(checkpoint, from_checkpoint(checkpoint.recipe, folder=path, trust=Trust()))
+    return checkpoint
+
+
+def _way_out(path: Path, hashes: bool | None) -> str:
+    """What can be done where a checkpoint is damaged and an older one is not; nothing if it is not."""
+    older = [found for found in checkpoints_in(path.parent.parent) if found.name < path.name]
+    for found in (path, *reversed(older)):
+        try:
+            _opened(found, hashes)
+        except DtrainError:
+            continue
+        break
+    else:
+        return ""
+    if found == path:
+        return ""
+    return f"; {found.name} is whole: the same command carries on from there once {path} is deleted"
 
 
 def _compare_data(checkpoint: Checkpoint, now: Mapping[str, Any], accept: bool) -> dict[str, str]:

@@ -14,10 +14,10 @@ from conftest import Said, cut_off, last_tensors, only_run, tensors_of
 
 import dtrain
 from dtrain.checkpoint.lease import HELD, TOKEN, HeldError, hold
-from dtrain.checkpoint.read import checkpoints_in
+from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
 from dtrain.errors import CheckpointError
 from dtrain.format.addresses import address
-from dtrain.format.files import MANIFEST, sealed
+from dtrain.format.files import MANIFEST, STATE, sealed
 from dtrain.format.locks import lock
 from dtrain.format.metrics import METRICS
 from dtrain.format.remote import bring, fetched, place, steps_in, whole_steps
@@ -162,7 +162,16 @@ def test_a_folder_elsewhere_never_shows_a_part_of_a_checkpoint(gan: Path, tmp_pa
     run = cut_off(gan, tmp_path / "runs", 4)
     store = Folder(tmp_path / "disk")
     checkpoint = checkpoints_in(run)[-1]
-    (checkpoint / "zz").symlink_to(tmp_path / "nowhere")  # the last file that is copied before the manifest
+    (checkpoint / ".notes").mkdir()  # what is not the checkpoint's own stays here
+    with pytest.raises(CheckpointError, match="cannot be written"):  # the disk is not there
+        store.send_checkpoint(checkpoint, place(run.name, 4))
+    assert not (tmp_path / "disk").exists()
+    (tmp_path / "disk" / run.name).mkdir(parents=True)
+    store.send_checkpoint(checkpoint, place(run.name, 4))
+    assert open_checkpoint(tmp_path / "disk" / place(run.name, 4)).step == 4
+    store.remove(place(run.name, 4))
+    (checkpoint / STATE).unlink()
+    (checkpoint / STATE).symlink_to(tmp_path / "nowhere")  # the last file that is copied before the manifest
     with pytest.raises(CheckpointError, match="cannot be written"):
         store.send_checkpoint(checkpoint, place(run.name, 4))
     assert store.entries(f"{run.name}/checkpoints") == {}

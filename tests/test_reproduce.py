@@ -57,6 +57,15 @@ def test_a_run_left_alone_is_the_same_to_the_bit(run: Path, dtrain_here: Here) -
     assert "not as" not in said.out
 
 
+def test_where_nothing_was_recorded_nothing_is_proved(run: Path, tmp_path: Path, dtrain_here: Here) -> None:
+    """Of a checkpoint that was copied away from its run its own step alone is known."""
+    copy = shutil.copytree(checkpoints_in(run)[1], tmp_path / "copy")
+    said = dtrain_here("reproduce", copy, "--until", 5)
+    assert (said.code, said.out) == (2, "")
+    assert said.errors.endswith("that could be compared; --until 6 would do\n")
+    assert dtrain_here("reproduce", copy).code == 0
+
+
 def test_the_record_has_every_step_once_and_every_checkpoint(run: Path) -> None:
     record = read_record(run)
     digests = list(record.digests())

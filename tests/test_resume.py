@@ -1,6 +1,7 @@
 """A run that was cut off goes on by itself and ends with the bits of one left alone; which run goes on."""
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -206,3 +207,23 @@ def test_once_finds_a_run_that_has_finished_in_a_relative_folder(
         said = dtrain_here("run", gan, "--once", "--runs", "runs")
         assert said.code == 0, said.errors
     assert len(list((tmp_path / "runs").glob("*/*"))) == 1
+
+
+def test_a_damaged_checkpoint_is_said_with_a_way_out(gan: Path, tmp_path: Path, dtrain_here: Here) -> None:
+    """And the way out leads to the same run; where nothing is damaged no such way is shown."""
+    run = cut_off(gan, tmp_path / "runs", 6)
+    older, newest = checkpoints_in(run)[-2:]
+    said = dtrain_here("run", gan, "train.steps=5", "--resume", newest, "--runs", tmp_path / "other")
+    assert said.code == 2
+    assert said.errors.endswith("it has done 6 steps, and the recipe asks for 5\n"), said.errors
+    file = next(newest.glob("models-*"))
+    file.write_bytes(file.read_bytes()[:-1])
+    said = dtrain_here("run", gan, "--runs", tmp_path / "runs")
+    assert (said.code, said.errors.count("\n")) == (2, 1)
+    way = f"{older.name} is whole: the same command carries on from there once {newest} is deleted"
+    assert said.errors.endswith(f"; {way}\n"), said.errors
+    shutil.rmtree(newest)
+    assert dtrain_here("run", gan, "--runs", tmp_path / "runs").code == 0
+    assert only_run(tmp_path / "runs") == run
+    assert dtrain_here("run", gan, "--runs", tmp_path / "alone").code == 0
+    assert last_tensors(run) == last_tensors(only_run(tmp_path / "alone"))

@@ -88,6 +88,10 @@ def reproduce(
         begun = run.step
         if not begun < last <= run.total:
             raise CheckpointError(f"--until {last} is none of steps {begun + 1} to {run.total} of {path}")
+        if not claim.has_digests and not any(begun < step <= last for step in claim.saved):
+            first = min(step for step in claim.saved if step > begun)
+            said = f"until step {last} nothing was recorded of {path} that could be compared"
+            raise CheckpointError(f"{said}; --until {first} would do")
         say = click.echo if run.engine.rank == 0 else _mute
         for line in _before(run, claim, last):
             say(line)
@@ -152,8 +156,6 @@ def _of_success(claim: "Claim", begun: int, last: int) -> str:
     compared = [f"every tensor at step {_list(steps)}"] if steps else []
     if claim.has_digests:
         compared.append(f"a digest of each after every step until {last}")
-    if not compared:
-        return f"trained until step {last}, but nothing was recorded until then"
     return f"the same to the bit: {' and '.join(compared)}"
 
 
