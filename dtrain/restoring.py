@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from dtrain.run import Run
 
 
-def restore(run: "Run", path: Path, *, accept_data: bool, verify: bool) -> None:
+def restore(run: "Run", path: Path, *, accept_data: bool, verify: bool, share: tuple[int, int]) -> None:
     """Take up weights, optimizers and all else from the checkpoint at `path`.
 
-    With `verify` all its hashes are checked, by each rank a share of them. Raises CheckpointError if it is
+    With `verify` all its hashes are checked, by each rank its share of them: which of the processes of its
+    machine it is, and of how many, as another machine may read another copy. Raises CheckpointError if it is
     not whole or does not fit the recipe, DataError if it was trained on other data than there is now and that
     is not accepted.
     """
@@ -33,7 +34,7 @@ def restore(run: "Run", path: Path, *, accept_data: bool, verify: bool) -> None:
     asked = verify or run.recipe.checkpoint.verify or None
 
     def read() -> tuple[Checkpoint, dict[str, dict[str, Any]]]:
-        checkpoint = _opened(path, asked, (run.engine.rank, run.engine.world))
+        checkpoint = _opened(path, asked, share)
         _check_optimizers(run.recipe, tomli.loads(checkpoint.recipe)["optimizers"])
         run.other_data = _compare_data(checkpoint, run.data, accept_data)
         return checkpoint, all_tensors(checkpoint)
@@ -78,7 +79,7 @@ def _way_out(path: Path, hashes: bool | None) -> str:
         return ""
     if found == path:
         return ""
-    return f"; {found.name} is whole: the same command carries on from there once {path} is deleted"
+    return f"; {found} is whole: once {path} is deleted the run is carried on from there"
 
 
 def _compare_data(checkpoint: Checkpoint, now: Mapping[str, Any], accept: bool) -> dict[str, str]:

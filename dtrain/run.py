@@ -214,7 +214,11 @@ def setup(
         _choose(run, wish, recipe.checkpoint.path if copies else None, stack)
         if (checkpoint := run.place.checkpoint) is not None:
             run.position.long("restoring the checkpoint")
-            agreed(engine, lambda: restore(run, checkpoint, accept_data=accept_data, verify=verify))
+            share = world.local_rank, world.local_size
+            agreed(
+                engine,
+                lambda: restore(run, checkpoint, accept_data=accept_data, verify=verify, share=share),
+            )
         run.writer = writer = stack.enter_context(_open_writer(run))
         if run.mirror is not None:  # what an earlier life could not send
             writer.start(partial(run.mirror.update, run.kept()))

@@ -220,7 +220,7 @@ def test_a_damaged_checkpoint_is_said_with_a_way_out(gan: Path, tmp_path: Path, 
     file.write_bytes(file.read_bytes()[:-1])
     said = dtrain_here("run", gan, "--runs", tmp_path / "runs")
     assert (said.code, said.errors.count("\n")) == (2, 1)
-    way = f"{older.name} is whole: the same command carries on from there once {newest} is deleted"
+    way = f"{older} is whole: once {newest} is deleted the run is carried on from there"
     assert said.errors.endswith(f"; {way}\n"), said.errors
     shutil.rmtree(newest)
     assert dtrain_here("run", gan, "--runs", tmp_path / "runs").code == 0
