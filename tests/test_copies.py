@@ -189,6 +189,7 @@ def test_places_that_will_not_do_are_told_of_before_anything_is_trained(
         "": 'found ""; a path, as a string would do',
         "ftp://me:secret@host/runs": "checkpoint.path: found a password, which every checkpoint would have",
         "simplecache::s3://bucket": "is a chain of URLs; a single one would do",
+        "s3://bucket/../other": "checkpoint.path: s3://bucket/../other has parts that lead elsewhere",
     }
     if find_spec("gcsfs") is None:
         cases["gs://bucket"] = (

@@ -12,19 +12,27 @@ LOCAL = ("file", "local")  # whose URLs are folders
 
 
 def address(given: str | Path) -> Path | str:
-    """The folder, or the URL, that is meant. Of a URL that became a `Path` the slashes are mended."""
+    """The folder, or the URL, that is meant. Of a URL that became a `Path` the slashes are mended.
+
+    Raises CheckpointError of a URL with parts (`..`) that would lead out of a folder of that name here.
+    """
     found = URL.fullmatch(os.fspath(given))
     if found is None:
         return Path(given)
     scheme, rest = found[1].lower(), found[2].rstrip("/")
+    if scheme in LOCAL:
+        return Path("/", rest)
     if {".", ".."} & {*rest.split("/")}:
         raise CheckpointError(f"{scheme}://{rest} has parts that lead elsewhere; one without would do")
-    return Path("/", rest) if scheme in LOCAL else f"{scheme}://{rest}"
+    return f"{scheme}://{rest}"
 
 
 def for_copies(given: Path) -> Path | str:
     """The same of where a recipe says that copies go. Raises ValueError where it should not say so."""
-    where = address(given)
+    try:
+        where = address(given)
+    except CheckpointError as error:
+        raise ValueError(str(error)) from None
     if "::" in str(where):
         raise ValueError(f"{where} is a chain of URLs; a single one would do")
     if isinstance(where, str) and PASSWORD.match(where):
