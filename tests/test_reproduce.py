@@ -66,6 +66,16 @@ def test_where_nothing_was_recorded_nothing_is_proved(run: Path, tmp_path: Path,
     assert dtrain_here("reproduce", copy).code == 0
 
 
+def test_a_proof_says_of_how_many_steps_it_is(run: Path, dtrain_here: Here) -> None:
+    record = run / "record.jsonl"
+    lines = record.read_text().splitlines(keepends=True)
+    lost = [line for line in lines if '"digests"' in line][3:5]
+    record.write_text("".join(line for line in lines if line not in lost))
+    said = dtrain_here("reproduce", run)
+    assert said.code == 0, said.out + said.errors
+    assert said.out.splitlines()[-1].endswith("and a digest of each after 6 of 8 steps until 8")
+
+
 def test_the_record_has_every_step_once_and_every_checkpoint(run: Path) -> None:
     record = read_record(run)
     digests = list(record.digests())

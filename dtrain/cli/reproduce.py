@@ -88,7 +88,8 @@ def reproduce(
         begun = run.step
         if not begun < last <= run.total:
             raise CheckpointError(f"--until {last} is none of steps {begun + 1} to {run.total} of {path}")
-        if not claim.has_digests and not any(begun < step <= last for step in claim.saved):
+        digested = 0 if claim.record is None else sum(begun < n.step <= last for n in claim.record.digests())
+        if not digested and not any(begun < step <= last for step in claim.saved):
             first = min(step for step in claim.saved if step > begun)
             said = f"until step {last} nothing was recorded of {path} that could be compared"
             raise CheckpointError(f"{said}; --until {first} would do")
@@ -103,7 +104,7 @@ def reproduce(
             for line in _of_difference(run, claim, found):
                 say(line)
             return MISTAKE
-        say(_of_success(claim, begun, last))
+        say(_of_success(claim, begun, last, digested))
     return MISTAKE if any(_altered(claim)) else 0
 
 
@@ -151,11 +152,13 @@ def _altered(claim: "Claim") -> Iterator[str]:
         yield f"ALTERED: the checkpoint of step {step} is not what its run recorded of it: {_some(names)}"
 
 
-def _of_success(claim: "Claim", begun: int, last: int) -> str:
+def _of_success(claim: "Claim", begun: int, last: int, digested: int) -> str:
+    """What was compared; `digested` of the steps had a digest."""
     steps = [step for step in sorted(claim.saved) if begun < step <= last]
     compared = [f"every tensor at step {_list(steps)}"] if steps else []
-    if claim.has_digests:
-        compared.append(f"a digest of each after every step until {last}")
+    if digested:
+        which = "every step" if digested == last - begun else f"{digested} of {last - begun} steps"
+        compared.append(f"a digest of each after {which} until {last}")
     return f"the same to the bit: {' and '.join(compared)}"
 
 
