@@ -68,9 +68,8 @@ def _count(name: str, spec: Model, seed: int, trust: Trust) -> int:
     """How many weights a model has, found without memory for them; 0 where only building it can tell."""
     if isinstance(spec, ModelSpec) and not spec.imports_layers:
         return spec.parameter_count()
-    if (
-        trust.names or trust.everything
-    ):  # what others wrote is built once alone: it may keep tensors for the next time
+    # What others wrote is built once alone: it may keep tensors, such as these here, for the next time.
+    if trust.names or trust.everything:
         return 0
     try:
         with torch.device("meta"):
