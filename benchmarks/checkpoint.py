@@ -2,15 +2,16 @@
 
     python benchmarks/checkpoint.py            # 10 and 100 million parameters with Adam; 500 as an argument
 
-Side by side in one process, on one thread, in turns: dtrain, and what else saves the same model and
-optimizer: torch.save, torch.distributed.checkpoint and its async_save, Accelerate's save_state, and
-Lightning's Fabric where it is installed. A memcpy of the state into buffers that are there, and
-safetensors' own save_file with fsync, are what no saving can be quicker than. Times are medians;
-dtrain's first save, which allocates its buffers, is told by itself.
+Side by side in one process, on one thread, in a drawn order, each with the disk at rest: dtrain, and what
+else saves the same model and optimizer: torch.save, torch.distributed.checkpoint and its async_save,
+Accelerate's save_state, and Lightning's Fabric where it is installed. A memcpy of the state into buffers
+that are there, and safetensors' own save_file with fsync, are what no saving can be quicker than. Times are
+medians; dtrain's first save, which allocates its buffers, is told by itself.
 """
 
 import gc
 import os
+import random
 import shutil
 import sys
 import tempfile
@@ -162,6 +163,12 @@ def ways(run: Run) -> dict[str, Save]:
     return {**found, "Lightning": lightning}
 
 
+def rest(size: int) -> None:
+    """Let the disk come to rest: who writes after another would wait for it, or find its bursts used up."""
+    os.sync()
+    time.sleep(size / 1e9)
+
+
 def timed(save: Save, path: Path, size: int) -> tuple[float, float]:
     """Seconds that the caller is held, and until all `size` bytes are on the disk.
 
@@ -169,9 +176,9 @@ def timed(save: Save, path: Path, size: int) -> tuple[float, float]:
     """
     bytearray(b"x") * min(2 * size, psutil.virtual_memory().available // 2)
     since = time.perf_counter()
-    rest = save(path)
+    waits = save(path)
     held = time.perf_counter() - since
-    total = held if rest is None else rest() - since
+    total = held if waits is None else waits() - since
     shutil.rmtree(path, ignore_errors=True)
     return held, total
 
@@ -214,10 +221,11 @@ def measure(millions: int, folder: Path) -> None:
             print("DCP async is left out: too little memory")
             del named["DCP async"]
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in named}
-        names = list(named)
-        for number in range(ROUNDS.get(millions, 3)):
-            for name in names[number % len(names) :] + names[: number % len(names)]:
+        names, order = list(named), random.Random(0)
+        for _ in range(ROUNDS.get(millions, 3)):
+            for name in order.sample(names, len(names)):
                 gc.collect()
+                rest(size)
                 times[name].append(timed(named[name], folder / "saved", size))
         held = {name: median(held for held, _ in found) for name, found in times.items()}
         durable = {name: median(total for _, total in found) for name, found in times.items()}
