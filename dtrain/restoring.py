@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import tomli
 
-from dtrain.checkpoint.provenance import origin_of
+from dtrain.checkpoint.origin import origin_of
 from dtrain.checkpoint.read import Checkpoint, all_tensors, checkpoints_in, open_checkpoint
 from dtrain.checkpoint.verify import check_fits
 from dtrain.data.identity import PARTS, differences

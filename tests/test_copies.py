@@ -114,6 +114,19 @@ def test_a_run_has_the_same_checkpoints_elsewhere_and_goes_on_from_them_where_it
     assert last_tensors(only_run(tmp_path / "runs")) == last_tensors(alone)
 
 
+def test_a_copy_without_a_checkpoint_says_what_its_run_began_from(
+    gan: Path, tmp_path: Path, elsewhere: str
+) -> None:
+    first = cut_off(gan, tmp_path / "first", 4)
+    recipe = dtrain.load(gan, ["train.steps=10", f'checkpoint.path="{elsewhere}"'])
+    with dtrain.setup(recipe, runs=tmp_path / "runs", resume=first) as ready:
+        run = ready.folder
+    shutil.rmtree(tmp_path / "runs")
+    with dtrain.setup(recipe, runs=tmp_path / "runs") as ready:
+        assert (ready.folder, ready.step) == (run, 4)
+        assert ready.place.checkpoint == checkpoints_in(first)[-1]
+
+
 def test_the_later_of_both_goes_on_and_fresh_begins_anew(
     gan: Path, tmp_path: Path, dtrain_here: Here, elsewhere: str
 ) -> None:

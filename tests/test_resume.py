@@ -177,6 +177,47 @@ def test_resume_names_a_run_or_a_checkpoint(gan: Path, tmp_path: Path, dtrain_he
     )
 
 
+def test_a_run_that_began_from_another_begins_there_again_if_it_was_cut_off_before_it_saved(
+    gan: Path, tmp_path: Path, dtrain_here: Here
+) -> None:
+    """And ends with the bits of one that was left alone."""
+    first, longer, runs = cut_off(gan, tmp_path / "first", 4), "train.steps=10", tmp_path / "runs"
+    branch, _ = started(gan, runs, longer, resume=first)
+    assert started(gan, runs, longer) == (branch, 4)
+    said = dtrain_here("run", gan, longer, "--runs", runs)
+    assert said.code == 0, said.errors
+    assert said.out.startswith(f"carrying on from {checkpoints_in(first)[-1]}\n")
+    alone = dtrain_here("run", gan, longer, "--runs", tmp_path / "alone", "--resume", first)
+    assert alone.code == 0
+    assert last_tensors(branch) == last_tensors(only_run(tmp_path / "alone"))
+    origins = [open_checkpoint(path).manifest["origin"] for path in checkpoints_in(branch)]
+    assert {origin["path"] for origin in origins} == {str(checkpoints_in(first)[-1])}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (shutil.rmtree, "which cannot be begun from again: {} is not a checkpoint: it has no manifest.json"),
+        (lambda path: shutil.copytree(path.with_name("step-00000002"), path, dirs_exist_ok=True), "{}"),
+    ],
+    ids=["gone", "another"],
+)
+def test_a_run_whose_origin_is_not_there_any_more_says_so(
+    gan: Path, tmp_path: Path, dtrain_here: Here, spoil: Callable[[Path], object], words: str
+) -> None:
+    first, runs = cut_off(gan, tmp_path / "first", 4), tmp_path / "runs"
+    branch, _ = started(gan, runs, "train.steps=10", resume=first)
+    spoil(origin := checkpoints_in(first)[-1])
+    said = dtrain_here("run", gan, "train.steps=10", "--runs", runs)
+    assert (said.code, said.errors.count("\n")) == (2, 1)
+    assert said.errors.startswith(f"dtrain: {branch} was begun from {origin}, which "), said.errors
+    assert words.format(origin) in said.errors
+    assert said.errors.endswith("; --fresh begins anew, --resume from another one\n")
+    assert [run.name for run in runs.glob("*/*/")] == [branch.name]
+    folder, step = started(gan, runs, "train.steps=10", fresh=True)
+    assert (folder != branch, step) == (True, 0)
+
+
 def test_once_begins_no_other_run_where_one_has_finished(
     gan: Path, tmp_path: Path, dtrain_here: Here
 ) -> None:

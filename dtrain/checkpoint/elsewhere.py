@@ -11,7 +11,7 @@ from dtrain.checkpoint.read import checkpoints_in, step_of
 from dtrain.checkpoint.upload import Mirror
 from dtrain.errors import CheckpointError, RecipeError
 from dtrain.format.addresses import address
-from dtrain.format.files import MANIFEST, RECIPE, STATE, folder_name, parse
+from dtrain.format.files import MANIFEST, ORIGIN, RECIPE, STATE, folder_name, parse
 from dtrain.format.locks import try_lock
 from dtrain.format.remote import bring_run, fetched, place, whole_steps
 from dtrain.format.runs import ended
@@ -103,7 +103,8 @@ def _bring_back(store: Store, wish: Wish, stack: ExitStack) -> Held | None:
             continue
         run, steps = wish.home / name, whole_steps(store, name)
         here = [step_of(path) for path in checkpoints_in(run)]
-        if not steps or (here and here[-1] >= steps[-1]):
+        began_elsewhere = name not in own and not steps and ORIGIN in store.entries(name)
+        if not began_elsewhere and (not steps or (here and here[-1] >= steps[-1])):
             if name in own:
                 return None
             continue
@@ -111,7 +112,7 @@ def _bring_back(store: Store, wish: Wish, stack: ExitStack) -> Held | None:
             if (found := try_lock(run)) is None:
                 continue
             found.close()
-        if not wish.once and _is_over(store, name, steps[-1], wish.last_step):
+        if steps and not wish.once and _is_over(store, name, steps[-1], wish.last_step):
             return None
         try:
             held = Held(name, stack.enter_context(hold(store, run)))

@@ -1,7 +1,8 @@
 """Where runs lie, and which of them a call of `dtrain run` carries on.
 
-runs/<name>/<run id>/ holds recipe.toml, metrics.jsonl, samples/, wandb/ and checkpoints/. A run that
-some process is working on holds a lock, which the system frees when that process ends, however it ends.
+runs/<name>/<run id>/ holds recipe.toml, metrics.jsonl, samples/, wandb/ and checkpoints/, and origin.json where
+it began from a checkpoint of another run. A run that some process is working on holds a lock, which the system
+frees when that process ends, however it ends.
 """
 
 import secrets
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from dtrain.checkpoint.origin import note_of, noted
 from dtrain.checkpoint.read import checkpoints_in, step_of
 from dtrain.errors import CheckpointError
 from dtrain.format.checkpoints import read_recipe
-from dtrain.format.files import PARTIAL, RECIPE, UNSENT, write_synced
+from dtrain.format.files import ORIGIN, PARTIAL, RECIPE, UNSENT, sync, write_synced
 from dtrain.format.locks import lock, try_lock
 from dtrain.format.runs import checkpoint_at, ended_early
 
@@ -36,10 +38,11 @@ def choose(
 ) -> tuple[Place, ExitStack]:
     """Find the run to carry on, or make the folder of a new one; it is locked until the stack is closed.
 
-    A run of the same resolved recipe that was cut off is carried on from its newest checkpoint, and one that
-    has finished if something of it is still to be copied elsewhere; with `once` the newest one is taken that
-    is there, though it has finished.
-    Raises CheckpointError if `resume` names no checkpoint, or a run that is being worked on.
+    A run of the same resolved recipe that was cut off is carried on from its newest checkpoint, or from the
+    one of another run that it began from, and one that has finished if something of it is still to be copied
+    elsewhere; with `once` the newest one is taken that is there, though it has finished.
+    Raises CheckpointError if `resume` names no checkpoint, or a run that is being worked on, or if what a run
+    began from is gone.
     """
     home = runs / name
     if resume is not None:
@@ -57,7 +60,9 @@ def choose(
             newest = next(reversed(checkpoints_in(run)), None)
             is_cut_off = newest is None or (step_of(newest) < last_step and not ended_early(newest))
             if is_cut_off or once or (run / UNSENT).exists():
-                return Place(_swept(run), None if newest is None else newest.absolute()), found
+                with found:
+                    place = Place(_swept(run), noted(run) if newest is None else newest.absolute())
+                    return place, found.pop_all()
             found.close()
             break
     return _new(home, recipe, None)
@@ -75,10 +80,13 @@ def _new(home: Path, recipe: str, checkpoint: Path | None) -> tuple[Place, ExitS
     """A folder of its own for a new run: made and locked under a hidden name, so that nobody takes it up."""
     name = f"{datetime.now():%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
     hidden = home / f".{name}"
+    files = {RECIPE: recipe.encode()} | ({} if checkpoint is None else {ORIGIN: note_of(checkpoint)})
     try:
         hidden.mkdir(parents=True)
         held = lock(hidden)
-        write_synced(hidden / RECIPE, recipe.encode())
+        for file, content in files.items():
+            write_synced(hidden / file, content)
+        sync(hidden)
         hidden.rename(home / name)
     except OSError as error:
         raise CheckpointError(f"{home / name} cannot be made: {error}") from None

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.engines.base import Engine
-from dtrain.format.checkpoints import Checkpoint
 from dtrain.recipe.write import encode
 from dtrain.scale.tables import Scale
 from dtrain.world.agreement import versions
@@ -27,11 +26,6 @@ def provenance(engine: Engine, scale: Scale) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "git": _git_commit(),
     }
-
-
-def origin_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The checkpoint that another run begins from."""
-    return {"path": str(checkpoint.path), "step": checkpoint.step, "checksum": checkpoint.checksum}
 
 
 def _processor() -> str:

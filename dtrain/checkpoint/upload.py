@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dtrain.checkpoint.read import checkpoints_in, step_of
 from dtrain.errors import CheckpointError
-from dtrain.format.files import MANIFEST, PARTIAL, RECIPE, UNSENT, write_synced
+from dtrain.format.files import MANIFEST, ORIGIN, PARTIAL, RECIPE, UNSENT, write_synced
 from dtrain.format.metrics import METRICS
 from dtrain.format.remote import place, steps_in
 from dtrain.format.stores import Store
@@ -26,9 +26,11 @@ class Mirror:
         return self._store.at(self._run.name)
 
     def begin(self) -> None:
-        """Send the recipe, by which the run is found; a place that cannot be written is told of at once."""
-        if self._store.read(f"{self._run.name}/{RECIPE}") != (self._run / RECIPE).read_bytes():
-            self._store.send(self._run / RECIPE, f"{self._run.name}/{RECIPE}")
+        """Send what it began from, and the recipe, by which it is found; raises where nothing can be written."""
+        for name in (ORIGIN, RECIPE):
+            own, there = self._run / name, f"{self._run.name}/{name}"
+            if own.exists() and self._store.read(there) != own.read_bytes():
+                self._store.send(own, there)
 
     def owe(self) -> None:
         """Note in the run's folder that something is to be sent, until it has been."""

@@ -114,19 +114,10 @@ def _mute(line: str) -> None:
 
 def _origin(claim: "Claim") -> Path | None:
     """The checkpoint of another run that this one began from. Raises CheckpointError if it is not there."""
-    from dtrain.checkpoint.read import open_checkpoint
+    from dtrain.checkpoint.origin import found_again
 
     origin = claim.checkpoint.manifest.get("origin")
-    if not origin:
-        return None
-    path, where = Path(origin["path"]), f"{claim.checkpoint.path} began from {origin['path']}"
-    try:
-        is_same = open_checkpoint(path).checksum == origin["checksum"]
-    except CheckpointError as error:
-        raise CheckpointError(f"{where}, which cannot be begun from again: {error}") from None
-    if not is_same:
-        raise CheckpointError(f"{where}, which is another checkpoint now")
-    return path
+    return found_again(origin, f"{claim.checkpoint.path} began") if origin else None
 
 
 def _before(run: "Run", claim: "Claim", last: int) -> Iterator[str]:

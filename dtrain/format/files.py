@@ -19,6 +19,7 @@ PARTS = ("models", "optimizers", "averages")
 RECIPE, STATE, MANIFEST = "recipe.toml", "state.json", "manifest.json"
 PARTIAL = ".partial"  # beside checkpoints/: what is being written or removed
 UNSENT = ".unsent"  # in a run's folder while its copy elsewhere lacks something
+ORIGIN = "origin.json"  # in the folder of a run that began from a checkpoint of another: which one
 Item = TypeVar("Item")
 LARGEST = 1 << 24  # bytes of a JSON file or header: some 100,000 tensors
 MOST = 1_500_000  # values in a JSON file: each takes 50 times as much memory as "[]," does there
