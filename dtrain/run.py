@@ -219,6 +219,7 @@ def setup(
                 engine,
                 lambda: restore(run, checkpoint, accept_data=accept_data, verify=verify, share=share),
             )
+        _begin_copy(run)
         run.writer = writer = stack.enter_context(_open_writer(run))
         if run.mirror is not None:  # what an earlier life could not send
             writer.start(partial(run.mirror.update, run.kept()))
@@ -321,6 +322,17 @@ def _choose(run: Run, wish: Wish, elsewhere: Path | str | None, stack: ExitStack
     looking()
     folder, checkpoint = run.engine.share(agreed_at_last(run.engine, choice, looking))
     run.place = Place(Path(folder), checkpoint and Path(checkpoint))
+
+
+def _begin_copy(run: Run) -> None:
+    """Let the run be found elsewhere, where it is copied: not before it is ready, as it may be refused."""
+
+    def begin() -> None:
+        if run.mirror is not None:
+            run.mirror.begin()
+
+    if run.is_copied:
+        agreed_at_last(run.engine, begin, partial(run.position.long, "beginning the copy of the run"))
 
 
 def _open_writer(run: Run) -> Writer:

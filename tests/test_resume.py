@@ -3,9 +3,11 @@
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import (
     Said,
@@ -15,6 +17,7 @@ from conftest import (
     only_run,
     start_two,
     tensors_of,
+    written,
 )
 from test_data_identity import PICTURE, bytes_read, recipe_on
 
@@ -22,7 +25,7 @@ import dtrain
 from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
 from dtrain.errors import CheckpointError
 from dtrain.events import Started
-from dtrain.format.locks import lock
+from dtrain.format.locks import lock, remove_unused, try_lock
 
 pytestmark = pytest.mark.alone
 
@@ -216,6 +219,65 @@ def test_a_run_whose_origin_is_not_there_any_more_says_so(
     assert [run.name for run in runs.glob("*/*/")] == [branch.name]
     folder, step = started(gan, runs, "train.steps=10", fresh=True)
     assert (folder != branch, step) == (True, 0)
+
+
+def test_a_run_that_is_refused_leaves_no_folder(gan: Path, tmp_path: Path, dtrain_here: Here) -> None:
+    """Neither here nor where it was to be copied; the run that it was to begin from stays."""
+    first, copies = cut_off(gan, tmp_path / "first", 4), tmp_path / "disk"
+    wider = gan.read_text().replace("out = 4, kernel = 3", "out = 5, kernel = 3")
+    (gan.parent / "wider.toml").write_text(wider)
+    other = written(gan.parent / "other", "other.toml", wider.replace("out = 5", "out = 4"))
+    pictures = np.load(other.parent / "pictures.npz")
+    np.savez(other.parent / "pictures.npz", **{name: 255 - pictures[name] for name in pictures})
+    cases = {
+        gan.parent / "wider.toml": "discriminator/0.weight",
+        other: "was trained on other data",
+    }
+    for recipe, words in cases.items():
+        for own in ((), (f"checkpoint.path={copies}",)):
+            command = ["run", recipe, *own, "--runs", tmp_path / "runs", "--resume", first]
+            said = dtrain_here(*command)
+            assert (said.code, words in said.errors) == (2, True), said.errors
+            assert list((tmp_path / "runs" / "tiny-gan").iterdir()) == []
+    assert list((copies / "tiny-gan").iterdir()) == []
+    assert started(gan, tmp_path / "first") == (first, 4)
+
+
+def test_nobody_gets_a_run_that_is_removed_as_it_was_refused(tmp_path: Path) -> None:
+    """Not even who has opened its lock before, and waits for it."""
+    run, is_looking, looks, got = tmp_path / "0", True, 0, 0
+
+    def look() -> None:
+        nonlocal looks, got
+        while is_looking:
+            looks += 1
+            if (held := try_lock(run)) is not None:
+                got += 1
+                held.close()
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(300):
+            (hidden := tmp_path / ".hidden").mkdir()
+            with lock(hidden):
+                run = hidden.rename(tmp_path / str(number))
+                remove_unused(run)
+    finally:
+        is_looking = False
+        for thread in threads:
+            thread.join()
+    assert (looks > 300, got) == (True, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_in_which_something_is_is_not_removed(tmp_path: Path) -> None:
+    with lock(tmp_path):
+        (tmp_path / "recipe.toml").touch()
+        (tmp_path / "record.jsonl").touch()
+        remove_unused(tmp_path, ["recipe.toml"])
+    assert (tmp_path / "record.jsonl").exists()
 
 
 def test_once_begins_no_other_run_where_one_has_finished(

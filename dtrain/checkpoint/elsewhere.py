@@ -69,9 +69,7 @@ def open_place(wish: Wish, elsewhere: Path | str | None) -> Iterator[tuple[Place
             return
         if held is None or held.run != chosen.id:
             held = Held(chosen.id, stack.enter_context(hold(store, chosen.folder)))
-        mirror = Mirror(store, chosen.folder, held.check)
-        mirror.begin()
-        yield chosen, mirror
+        yield chosen, Mirror(store, chosen.folder, held.check)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Where runs lie, and which of them a call of `dtrain run` carries on.
 
-runs/<name>/<run id>/ holds recipe.toml, metrics.jsonl, samples/, wandb/ and checkpoints/, and origin.json where
-it began from a checkpoint of another run. A run that some process is working on holds a lock, which the system
-frees when that process ends, however it ends.
+runs/<name>/<run id>/ holds recipe.toml, metrics.jsonl, samples/, wandb/ and checkpoints/, and origin.json
+where it began from a checkpoint of another run. A run that some process is working on holds a lock, which
+the system frees when that process ends, however it ends.
 """
 
 import secrets
@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from dtrain.checkpoint.lease import TOKEN
 from dtrain.checkpoint.origin import note_of, noted
 from dtrain.checkpoint.read import checkpoints_in, step_of
 from dtrain.errors import CheckpointError
 from dtrain.format.checkpoints import read_recipe
 from dtrain.format.files import ORIGIN, PARTIAL, RECIPE, UNSENT, sync, write_synced
-from dtrain.format.locks import lock, try_lock
+from dtrain.format.locks import lock, remove_unused, try_lock
 from dtrain.format.runs import checkpoint_at, ended_early
+
+AT_FIRST = (RECIPE, ORIGIN, TOKEN)  # what a run's folder has before anything is recorded in it
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,10 @@ def recipe_of(run: Path) -> str | None:
 
 
 def _new(home: Path, recipe: str, checkpoint: Path | None) -> tuple[Place, ExitStack]:
-    """A folder of its own for a new run: made and locked under a hidden name, so that nobody takes it up."""
+    """A folder of its own for a new run: made and locked under a hidden name, so that nobody takes it up.
+
+    It is gone when it is unlocked, if nothing was recorded in it: the run was refused.
+    """
     name = f"{datetime.now():%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
     hidden = home / f".{name}"
     files = {RECIPE: recipe.encode()} | ({} if checkpoint is None else {ORIGIN: note_of(checkpoint)})
@@ -89,8 +95,11 @@ def _new(home: Path, recipe: str, checkpoint: Path | None) -> tuple[Place, ExitS
         sync(hidden)
         hidden.rename(home / name)
     except OSError as error:
+        shutil.rmtree(hidden, ignore_errors=True)
         raise CheckpointError(f"{home / name} cannot be made: {error}") from None
-    return Place((home / name).absolute(), checkpoint), held
+    place = Place((home / name).absolute(), checkpoint)
+    held.callback(remove_unused, place.folder, AT_FIRST)
+    return place, held
 
 
 def _swept(run: Path) -> Path:

@@ -19,7 +19,7 @@ from typing import Any
 
 from dtrain.errors import CheckpointError
 from dtrain.format.files import write_synced
-from dtrain.format.locks import lock
+from dtrain.format.locks import lock, remove_unused
 from dtrain.format.stores import Store
 from dtrain.format.urls import Remote
 
@@ -59,6 +59,7 @@ def hold(store: Store, run: Path) -> Iterator[Callable[[], None]]:
         held = lock(folder)
     except CheckpointError as error:
         raise HeldError(str(error)) from None
+    held.callback(remove_unused, folder)
     with held:
         yield lambda: None
 

@@ -7,8 +7,10 @@ locks (not with `nolock` or `local_lock`).
 """
 
 import fcntl
+import shutil
 import time
-from contextlib import ExitStack
+from collections.abc import Collection
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +25,7 @@ def lock(run: Path) -> ExitStack:
     with ExitStack() as stack:
         try:
             fcntl.flock(_opened(run / LOCK, stack), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Of a run that was removed since the first was opened there is no second one.
             _show(_opened(run / RUNNING, stack))
         except BlockingIOError:
             raise CheckpointError(f"{run} is being worked on by another process") from None
@@ -37,6 +40,17 @@ def try_lock(run: Path) -> ExitStack | None:
         return lock(run)
     except CheckpointError:
         return None
+
+
+def remove_unused(run: Path, own: Collection[str] = ()) -> None:
+    """Remove a run that this process holds, if there is nothing in it but its locks and `own` files.
+
+    It is renamed first, so that who has opened its lock meanwhile does not get it.
+    """
+    with suppress(OSError):
+        if {path.name for path in run.iterdir()} <= {LOCK, RUNNING, *own}:
+            hidden = run.rename(run.with_name(f".{run.name}"))
+            shutil.rmtree(hidden, ignore_errors=True)
 
 
 def is_held(run: Path) -> bool:
