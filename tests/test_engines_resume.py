@@ -1,14 +1,19 @@
 """What one engine has saved any other carries on: from the same bits, with the same numbers."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from agreement.cases import IS_LONG, write_examples
 from agreement.resume import HALF, REST
+from conftest import Said, cut_off, only_run, start_two
 from test_agreement import start_ranks
 from test_engines import WAYS, finish
+
+from dtrain.checkpoint.read import all_tensors, newest_of
 
 pytestmark = pytest.mark.worlds
 
@@ -64,6 +69,30 @@ def test_any_way_carries_on_what_any_has_saved(
     assert worst < TOLERANCES[precision]
     if saved == carried_on:
         assert worst == 0  # nor does anything else differ from a run that is left alone
+
+
+@pytest.mark.parametrize("engine", ['kind = "zero"\nstage = 2', 'kind = "zero"\nstage = 3', 'kind = "fsdp"'])
+def test_a_setting_that_comes_with_a_resume_begins_alike_on_each(
+    classifier: Path, tmp_path: Path, dtrain_here: Callable[..., Said], engine: str
+) -> None:
+    """Buffers that were not kept begin at zero, whatever a rank has of them."""
+    if "zero" in engine:
+        pytest.importorskip("deepspeed")
+    own = ["optimizers.classifier.kind=rmsprop", "track.kinds=[]"]
+    first = cut_off(classifier, tmp_path / "first", 2, *own)
+    settings = ["optimizers.classifier.momentum=0.9", "optimizers.classifier.centered=true"]
+    command = ["run", classifier, *own, *settings, "--resume", first]
+    assert dtrain_here(*command, "--runs", tmp_path / "alone").code == 0
+    scale = tmp_path / "scale.toml"
+    scale.write_text(f"[engine]\n{engine}\n")
+    lives = start_two(*command, "--scale", scale, "--runs", tmp_path / "both", log=tmp_path / "log")
+    assert [life.end() for life in lives] == [0, 0], [life.said for life in lives]
+    ours, alone = (all_tensors(newest_of(only_run(tmp_path / runs))) for runs in ("both", "alone"))
+    assert ours["optimizers"].keys() == alone["optimizers"].keys()
+    assert "classifier/0.weight/grad_avg" in ours["optimizers"]
+    for part, tensors in alone.items():
+        for name, tensor in tensors.items():
+            assert torch.allclose(ours[part][name], tensor, rtol=1e-3, atol=1e-4), name
 
 
 def apart(ours: dict[str, float], theirs: dict[str, float]) -> float:

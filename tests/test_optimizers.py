@@ -1,13 +1,15 @@
 """Every optimizer of torch and one from elsewhere trains as by hand and resumes to the bit, or is refused."""
 
+import copy
 import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import CLASSIFIER, cut_off, last_tensors, only_run, written
+from conftest import CLASSIFIER, Said, cut_off, last_tensors, only_run, written
 from torch import nn
 
 import dtrain
@@ -193,6 +195,63 @@ def test_settings_that_an_optimizer_moves_itself_are_state_and_those_of_a_schedu
     restored.restore({name: json.loads(json.dumps({key: value})) for name, key, value in saved.state()})
     group = restored.optimizer.param_groups[0]
     assert (group["lr"], group["momentum"], group["dampening"]) == (0.1, 0.9, 0.5)
+
+
+SWITCHED_ON = {  # settings that come with a resume, and what torch begins at zero where it begins with them
+    "rmsprop": [("momentum", 0.9, "momentum_buffer"), ("centered", True, "grad_avg")],
+    "sgd": [("momentum", 0.9, None)],  # which begins with the first gradient
+    "torch.optim:Adam": [("amsgrad", True, "max_exp_avg_sq")],
+    "torch.optim:AdamW": [("amsgrad", True, "max_exp_avg_sq")],
+    "torch.optim:RMSprop": [("momentum", 0.9, "momentum_buffer")],
+}
+SWITCHES = [(kind, *row) for kind, rows in SWITCHED_ON.items() for row in rows]
+
+
+@pytest.mark.parametrize(("kind", "setting", "value", "buffer"), SWITCHES, ids=str)
+def test_a_setting_that_comes_with_a_resume_begins_as_in_torch(
+    kind: str, setting: str, value: Any, buffer: str | None
+) -> None:
+    parameter = nn.Parameter(torch.ones(3, 2))
+    gradients = torch.randn(5, 3, 2, generator=torch.Generator().manual_seed(0))
+
+    def named(**settings: Any) -> NamedOptimizer:
+        spec = decoded(AnyOptimizer, {"kind": kind, "lr": 0.05, **settings})
+        return NamedOptimizer("m", build_optimizer("m", spec, {"w": parameter}), {"w": parameter}, 0.05)
+
+    def stepped(own: NamedOptimizer) -> None:
+        for gradient in gradients:
+            parameter.grad = gradient.clone()
+            own.step()
+
+    before = named()
+    stepped(before)
+    state, start = {key: value for _, key, value in before.state()}, parameter.detach().clone()
+    stepped_by_torch = copy.deepcopy(before.optimizer)
+    after = named(**{setting: value})
+    after.restore({"w": state})
+    stepped(after)
+    (twin,) = stepped_by_torch.param_groups[0]["params"]
+    assert torch.equal(twin, start)
+    stepped_by_torch.param_groups[0][setting] = value
+    if buffer is not None:
+        stepped_by_torch.state[twin][buffer] = torch.zeros(3, 2)
+    for gradient in gradients:
+        twin.grad = gradient.clone()
+        stepped_by_torch.step()
+    assert torch.equal(parameter, twin)
+    assert not torch.equal(twin, start)
+
+
+@pytest.mark.parametrize("setting", ["momentum=0.9", "centered=true"])
+def test_a_run_goes_on_with_a_setting_that_it_began_without(
+    classifier: Path, tmp_path: Path, dtrain_here: Callable[..., Said], setting: str
+) -> None:
+    own = ["optimizers.classifier.kind=rmsprop", "track.kinds=[]"]
+    first = cut_off(classifier, tmp_path / "first", 2, *own)
+    on = [*own, f"optimizers.classifier.{setting}", "--runs", tmp_path / "then"]
+    said = dtrain_here("run", classifier, *on, "--resume", first)
+    assert said.code == 0, said.errors
+    assert dtrain_here("verify", only_run(tmp_path / "then")).code == 0
 
 
 # --- precision ---

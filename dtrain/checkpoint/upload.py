@@ -26,7 +26,7 @@ class Mirror:
         return self._store.at(self._run.name)
 
     def begin(self) -> None:
-        """Send what it began from, and the recipe, by which it is found: nothing is trained where that fails."""
+        """Send what it began from, and the recipe, by which it is found; a failure is told at once."""
         for name in (ORIGIN, RECIPE):
             own, there = self._run / name, f"{self._run.name}/{name}"
             if own.exists() and self._store.read(there) != own.read_bytes():

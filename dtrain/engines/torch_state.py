@@ -1,7 +1,7 @@
 """State of torch models and optimizers as named tensors and JSON scalars, and back."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,12 @@ from dtrain.errors import CheckpointError
 
 SETTING = "group:"  # in front of the name of a setting among a parameter's state
 Scalar = bool | int | float | str | None
+# What a setting of torch's own needs of each parameter's state, and torch makes at the first step alone.
+BUFFERS = (
+    (torch.optim.RMSprop, "momentum", "momentum_buffer"),
+    (torch.optim.RMSprop, "centered", "grad_avg"),
+    (torch.optim.Adam, "amsgrad", "max_exp_avg_sq"),
+)
 
 
 class NamedOptimizer:
@@ -96,8 +102,22 @@ class NamedOptimizer:
                 raise CheckpointError(f"{place} has no setting {sorted(strange)[0]!r} of its own")
             for key, value in settings.items():
                 group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
+            for number in group["params"]:
+                begin_buffers(self.optimizer, group, own.get(number, {}), self.parameters[number])
         self.optimizer.load_state_dict({"state": own, "param_groups": groups})
         _keep_types(self.optimizer, own)
+
+
+def begin_buffers(
+    optimizer: torch.optim.Optimizer,
+    settings: Mapping[str, Any],
+    state: MutableMapping[str, Any],
+    like: Tensor,
+) -> None:
+    """Begin at zero, as torch does, what a setting needs that was off when the state was kept."""
+    for kind, setting, key in BUFFERS:
+        if isinstance(optimizer, kind) and settings.get(setting) and state and key not in state:
+            state[key] = torch.zeros_like(like, requires_grad=False)
 
 
 def _copied(entry: Mapping[str, Any]) -> dict[str, Any]:

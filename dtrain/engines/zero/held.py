@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dtrain.backends.torch_backend import trained_parameters
 from dtrain.engines.held import Build, Held, Named
 from dtrain.engines.replicated import Replicated
+from dtrain.engines.torch_state import begin_buffers
 from dtrain.engines.zero.pieces import Piece
 from dtrain.engines.zero.setup import build_engine, check_model
 from dtrain.engines.zero.stages import Names, Slices, Stage, Stretches
@@ -153,7 +154,9 @@ class Zero:
         settings = optimizer.param_groups[0]  # where a number lies, groups have alike
         for group, flat in enumerate(self.stage.masters):
             own = {name: piece for name, piece in self.stage.pieces.items() if piece.group == group}
-            optimizer.state[flat] = joined_state(self.optimizer.model, flat, own, state, settings)
+            made = joined_state(self.optimizer.model, flat, own, state, settings)
+            begin_buffers(optimizer, settings, made, flat)
+            optimizer.state[flat] = made
 
     def close(self) -> None:
         self.engine.destroy()
