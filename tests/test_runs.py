@@ -67,6 +67,20 @@ def test_each_state_is_said(gan: Path, classifier: Path, tmp_path: Path, dtrain_
     assert states(dtrain_here, runs)["running"] == "cut off"
 
 
+def test_of_a_damaged_run_it_is_said_how_far_it_had_come(
+    gan: Path, tmp_path: Path, dtrain_here: Here
+) -> None:
+    """By the name of its newest checkpoint; of how many steps, by an older one or the recipe."""
+    run = cut_off(gan, tmp_path / "runs", 4)
+    for path in reversed(checkpoints_in(run)):
+        (path / STATE).unlink()
+        known = standing(run)
+        assert (known.state, known.step, known.total) == ("damaged", 4, 8)
+    assert re.search(r" damaged +4/8 ", dtrain_here("runs", tmp_path / "runs").out)
+    (run / "recipe.toml").unlink()
+    assert (standing(run).step, standing(run).total) == (4, None)
+
+
 def test_a_run_is_running_from_its_first_moment_until_it_is_killed(
     gan: Path, tmp_path: Path, dtrain_here: Here
 ) -> None:

@@ -1,7 +1,8 @@
 """Runs as they lie on disk: where they are, and how each of them stands. Looking at one changes nothing."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ import tomli
 
 from dtrain.errors import CheckpointError, DtrainError
 from dtrain.format.addresses import address
-from dtrain.format.checkpoints import checkpoints_in, glance_at
+from dtrain.format.checkpoints import checkpoints_in, glance_at, step_of
 from dtrain.format.files import MANIFEST, RECIPE, STATE, folder_name, parse, read_small
 from dtrain.format.locks import LOCK, RUNNING, is_held
 from dtrain.format.metrics import BROKEN, METRICS, Latest, latest_in
@@ -51,13 +52,16 @@ def standing(run: Path) -> Standing:
     Of hashes none is checked, so that hundreds of runs take no time; `dtrain inspect` and `evaluate` do that.
     """
     is_running = is_held(run)  # before its checkpoints are looked at, as it may end meanwhile
-    newest = next(reversed(checkpoints_in(run)), None)
+    checkpoints = checkpoints_in(run)
+    newest = next(reversed(checkpoints), None)
     try:
         latest = latest_in(run / METRICS)
         saved: Mapping[str, Any] = {} if newest is None else _state_in(newest)
         done, total = (whole_number(saved, key) for key in ("step", "total")) if saved else (0, None)
     except DtrainError as error:
-        return Standing("running" if is_running else "damaged", 0, None, None, Latest(), str(error))
+        done = 0 if newest is None else step_of(newest)
+        total = _total_said(run, checkpoints)
+        return Standing("running" if is_running else "damaged", done, total, None, Latest(), str(error))
     if total is None and is_running:
         total = _steps_asked_for(run)
     state: State = "running" if is_running else "no checkpoint yet" if newest is None else ended(saved)
@@ -198,8 +202,16 @@ def _is_stale(saved: Any) -> bool:
     return False
 
 
+def _total_said(run: Path, checkpoints: Sequence[Path]) -> int | None:
+    """The steps of the whole run, by its newest checkpoint that can be read, or else by its recipe."""
+    for checkpoint in reversed(checkpoints):
+        with suppress(CheckpointError):
+            return whole_number(_state_in(checkpoint), "total")
+    return _steps_asked_for(run)
+
+
 def _steps_asked_for(run: Path) -> int | None:
-    """The steps of a run without a checkpoint, where its recipe counts them."""
+    """The steps of a run, where its recipe counts them."""
     try:
         with (run / RECIPE).open("rb") as file:
             steps = tomli.loads(file.read(LARGEST).decode())["train"]["steps"]
