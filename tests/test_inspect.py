@@ -16,6 +16,7 @@ from conftest import Said, cut_off
 import dtrain
 from dtrain.checkpoint.read import checkpoints_in
 from dtrain.format.files import MANIFEST, RECIPE, STATE, canonical, hash_of, sealed, unseal
+from dtrain.format.locks import lock
 
 Here = Callable[..., Said]
 FORMATS = sorted((Path(__file__).parent / "checkpoints").iterdir())
@@ -85,6 +86,23 @@ def test_text_says_what_matters(gan: Path, tmp_path: Path, dtrain_here: Here) ->
         r"versions +accelerate .*torch .*",
     ):
         assert re.search(f"^{line}$", said, re.MULTILINE), line
+
+
+def test_what_is_said_of_a_checkpoint_is_true_of_it(gan: Path, tmp_path: Path, dtrain_here: Here) -> None:
+    """One of which the run went on, the newest of a run in each of its states, and one in no run."""
+    run = cut_off(gan, tmp_path / "runs", 4)
+    early, _, late = checkpoints_in(run)
+    with lock(run):
+        assert known(dtrain_here, late)["ended"] == "running"
+    assert known(dtrain_here, run)["ended"] == "cut off"
+    assert known(dtrain_here, early)["ended"] == "the run went on to step 4"
+    assert dtrain_here("run", gan, "--runs", tmp_path / "runs").code == 0
+    assert known(dtrain_here, run)["ended"] == "finished"
+    text = dtrain_here("inspect", late).out
+    assert re.search(r"^step +4 of 8: the run went on to step 8$", text, re.MULTILINE)
+    alone = shutil.copytree(late, tmp_path / "alone")
+    assert known(dtrain_here, alone)["ended"] is None
+    assert re.search(r"^step +4 of 8$", dtrain_here("inspect", alone).out, re.MULTILINE)
 
 
 def test_the_commands_that_it_names_go_on(gan: Path, tmp_path: Path, dtrain_here: Here) -> None:

@@ -10,7 +10,7 @@ from dtrain.cli.tables import bytes_text, columns, moment
 from dtrain.errors import RecipeError
 from dtrain.format.checkpoints import Checkpoint, glance_at
 from dtrain.format.files import MANIFEST, PARTS, RECIPE
-from dtrain.format.runs import best_of, ended, whole_number
+from dtrain.format.runs import best_of, ended, outcome, whole_number
 from dtrain.format.tensors import Located, locate, model_names, of_model
 from dtrain.recipe.load import from_checkpoint
 from dtrain.recipe.texts import Text, parse
@@ -35,7 +35,7 @@ def contents(path: Path, *, with_tensors: bool) -> Table:
         "system": _at(recipe, "system", "kind"),
         "step": whole_number(checkpoint.state, "step"),
         "total": whole_number(checkpoint.state, "total"),
-        "ended": ended(checkpoint.state),
+        "ended": outcome(path, checkpoint.state) or None,
         "best": None if best is None else vars(best),
         "data": checkpoint.state.get("data"),
         "format": checkpoint.manifest["format"],
@@ -124,7 +124,8 @@ def _facts(known: Table) -> Iterator[tuple[str, str]]:
     best, environment = known["best"], known["environment"]
     yield "checkpoint", in_line(known["checkpoint"], LONGEST)
     yield "recipe", f"{in_line(known['recipe'])} ({in_line(known['system'])})"
-    yield "step", f"{known['step']:,} of {known['total']:,}: {known['ended']}"
+    how = "" if known["ended"] is None else f": {known['ended']}"
+    yield "step", f"{known['step']:,} of {known['total']:,}{how}"
     if best is not None:
         yield "best", f"{in_line(best['metric'])} {best['value']:.6g} at step {best['step']:,}"
     yield "data", ", ".join(_data(known["data"]))

@@ -76,6 +76,19 @@ def ended(saved: Mapping[str, Any]) -> Literal["finished", "stopped early", "cut
     return "stopped early" if _is_stale(saved) else "cut off"
 
 
+def outcome(checkpoint: Path, saved: Mapping[str, Any]) -> str:
+    """How a run ended with a checkpoint, by its state, or went on from it; "" of one that is in no run."""
+    if (how := ended(saved)) != "cut off":
+        return how
+    folder = checkpoint.absolute().parent
+    inside = checkpoints_in(folder.parent) if folder.name == "checkpoints" else []
+    if checkpoint.absolute() not in inside:
+        return ""
+    if inside[-1] != checkpoint.absolute():
+        return f"the run went on to step {step_of(inside[-1]):,}"
+    return "running" if is_held(folder.parent) else how
+
+
 def ended_early(checkpoint: Path) -> bool:
     """Whether a run ended with this checkpoint because it no longer became better."""
     try:
