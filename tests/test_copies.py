@@ -196,10 +196,12 @@ def test_places_that_will_not_do_are_told_of_before_anything_is_trained(
 ) -> None:
     (tmp_path / "file").write_text("")
     cases = {
-        f"{tmp_path}/file/below": "cannot be",
-        "nosuch://bucket": "nosuch://bucket/tiny-gan cannot be opened: Protocol not known: nosuch",
+        f"{tmp_path}/file/below": f"checkpoint.path: {tmp_path}/file is no folder; one would do, or a URL",
+        f"{tmp_path}/file": f"checkpoint.path: {tmp_path}/file is no folder; one would do, or a URL",
+        "nosuch://bucket": "checkpoint.path: fsspec knows of no nosuch://",
+        "s5://bucket/runs": 'checkpoint.path: fsspec knows of no s5://; did you mean "s3://bucket/runs"?',
         str(tmp_path / "runs"): "is the folder of runs itself; another would do, or none",
-        "": 'found ""; a path, as a string would do',
+        "": 'checkpoint.path: found ""; a path would do, or no such key ("${unset}" removes one)',
         "ftp://me:secret@host/runs": "checkpoint.path: found a password, which every checkpoint would have",
         "simplecache::s3://bucket": "is a chain of URLs; a single one would do",
         "s3://bucket/../other": "checkpoint.path: s3://bucket/../other has parts that lead elsewhere",
@@ -212,7 +214,9 @@ def test_places_that_will_not_do_are_told_of_before_anything_is_trained(
         said = dtrain_here("run", gan, f'checkpoint.path="{path}"', "--runs", tmp_path / "runs")
         assert (said.code, said.errors.count("\n")) == (2, 1), said.errors
         assert wanted in said.errors
-    assert not list((tmp_path / "runs").glob("*/*/metrics.jsonl"))
+        if "checkpoint.path: " in wanted:  # what can be known is said by check, too
+            assert dtrain_here("check", gan, f'checkpoint.path="{path}"').errors == said.errors
+    assert not list((tmp_path / "runs").glob("*/*"))
 
 
 def test_a_stranger_names_no_place_to_write_to(gan: Path, tmp_path: Path, dtrain_here: Here) -> None:

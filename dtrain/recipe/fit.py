@@ -10,6 +10,7 @@ from typing import Any
 from dtrain.data.opening import describe
 from dtrain.data.source import Description, Field, Source
 from dtrain.errors import DtrainError, RecipeError, RecipeErrors
+from dtrain.format.addresses import unfit_for_copies
 from dtrain.recipe.check import as_recipe_error, fit, unfit_schedules
 from dtrain.recipe.document import Document, at
 from dtrain.recipe.imports import missing_modules
@@ -36,7 +37,8 @@ def check_data(recipe: Recipe, document: Document, processes: int) -> Descriptio
     Reads names and headers alone. Raises DataError if these cannot be read.
     """
     values = vars(recipe)
-    if errors := [*outside(values, document), *missing_files(values, document), *missing_modules(values)]:
+    errors = [*outside(values, document), *missing_files(values, document), *missing_modules(values)]
+    if errors := [*errors, *_unfit_copies(recipe)]:
         raise located(document, errors)
     data = None if isinstance(recipe.data, Imported) else describe(recipe.data, "train", recipe.seed)
     evaluation = recipe.evaluate.data or recipe.data
@@ -92,6 +94,17 @@ def outside(values: Mapping[str, Any], document: Document) -> Iterator[RecipeErr
     if copies is not None and is_outside(key, copies, document):
         said = f"{copies} lies outside of the recipe's folder, and it is not trusted; give it as an argument"
         yield RecipeError(key, f"{said}: {key}=PATH")
+
+
+def _unfit_copies(recipe: Recipe) -> Iterator[RecipeError]:
+    """Of a place for copies, what a look at it tells; what only writing tells is said by a run."""
+    if (where := recipe.checkpoint.path) is None:
+        return
+    said, known = unfit_for_copies(where)
+    if said:
+        scheme, _, rest = str(where).partition(":")
+        near = nearest(scheme, known)
+        yield RecipeError("checkpoint.path", said, suggestion=near and f"{near}:{rest}")
 
 
 def is_outside(key: str, path: Path | str, document: Document) -> bool:

@@ -240,6 +240,8 @@ class Decoder:
 
     def _union(self, target: Any, value: Any, place: Place) -> Any:
         arms = [arm for arm in typing.get_args(target) if arm is not type(None)]
+        if value == "" and len(arms) == 1 and split(arms[0])[0] is Path:
+            return self._refuse(place, 'found ""; a path would do, or no such key ("${unset}" removes one)')
         for arm in arms:
             if _takes(arm, value):
                 return self.read(arm, value, place)
@@ -291,8 +293,10 @@ class Decoder:
             is_fit = target is bool or not isinstance(value, bool)
         else:
             is_fit = _takes(target, value)
-        if not is_fit or (value == "" and target is Path):
+        if not is_fit:
             return self._refuse(place, f"found {show(value)}; {_wanted(target)} would do")
+        if value == "" and target is Path:
+            return self._refuse(place, 'found ""; a path would do')
         if isinstance(value, float) and not math.isfinite(value):
             return self._refuse(place, f"found {show(value)}; a finite number would do")
         if isinstance(value, int) and abs(value) >= LARGEST:
