@@ -260,6 +260,9 @@ def recipes(draw: st.DrawFn) -> Recipe:
     metrics = [f"evaluate/{name}" for name in names]
     best = draw(st.none() | st.sampled_from(metrics))
     checkpoint = draw(table(Checkpoint))
+    among_best: dict[str, Any] = {"best": best, "mode": checkpoint.mode or "min"}
+    if best is None:
+        among_best = {"best": None, "mode": None, "keep_best": 1}
     patience = train.patience if best is not None and every.evaluate else None
     return Recipe(
         name=draw(of(fields_of(Recipe)["name"][0])),
@@ -278,8 +281,6 @@ def recipes(draw: st.DrawFn) -> Recipe:
         averages=types.MappingProxyType({n: draw(of(AnyAverage)) for n in trained if draw(st.booleans())}),
         every=every,
         evaluate=evaluate,
-        checkpoint=dataclasses.replace(
-            checkpoint, path=draw(st.none() | ELSEWHERE), best=best, mode=checkpoint.mode or "min"
-        ),
+        checkpoint=dataclasses.replace(checkpoint, path=draw(st.none() | ELSEWHERE), **among_best),
         track=draw(table(Track)),
     )

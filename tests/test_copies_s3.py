@@ -28,7 +28,11 @@ if_long = pytest.mark.skipif(not IS_LONG, reason="takes long; DTRAIN_TEST_LONG=1
 Here = Callable[..., Said]
 URL = f"s3://{BUCKET}/runs"
 NAME = "tiny-gan"
-REGULAR = ("every.evaluate=0", "checkpoint.best=${unset}")  # no checkpoints but each `every.save`
+REGULAR = (
+    "every.evaluate=0",
+    "checkpoint.best=${unset}",
+    "checkpoint.mode=${unset}",
+)  # no checkpoints but each `every.save`
 FEW = (*REGULAR, "every.save=4")  # two of them
 
 

@@ -8,7 +8,10 @@ from reading import changed, marked, mistakes_of, read, spots_of
 
 import dtrain
 from dtrain.errors import RecipeError, RecipeErrors
+from dtrain.recipe.load import from_checkpoint
+from dtrain.recipe.write import to_toml
 from dtrain.spec.table import KINDS
+from dtrain.spec.trust import Trust
 from dtrain.systems.base import System
 
 LINEAR, FIRST = 'kind = "linear", out = 32', "models.generator.layers[0]"
@@ -71,6 +74,8 @@ MISTAKES = [  # what stands in the GAN's recipe, what instead with ^ before the 
     ("steps = 8", 'steps = ^"8"', "train.steps", 'found "8"; a whole number would do'),
     ('best = "evaluate/loss"', 'best = ^"loss"', "checkpoint.best", 'did you mean "evaluate/loss"?'),
     ('best = "evaluate/loss"', 'best = ^"evaluate/lose"', "checkpoint.best", 'did you mean "evaluate/loss"?'),
+    ('best = "evaluate/loss"\n', "^", "checkpoint.mode", "needs the metric that says which are the best"),
+    ('best = "evaluate/loss"\nmode = "min"', "^keep_best = 2", "checkpoint.keep_best", "needs the metric"),
     ('mode = "min"', 'mode = ^"least"', "checkpoint.mode", "one of max, min would do"),
     ('kinds = ["jsonl"]', 'kinds = [^"json"]', "track.kinds[0]", 'did you mean "jsonl"?'),
     ('kinds = ["jsonl"]', "kinds = ^3", "track.kinds", "found 3; an array would do"),
@@ -90,6 +95,13 @@ def test_a_mistake_is_named_at_its_place_with_what_would_do(
     assert error.key == key
     assert said in error.message
     assert spots_of([error]) == [("gan.toml", *where)]
+
+
+def test_a_checkpoint_whose_recipe_has_an_idle_choice_can_be_read(gan: Path) -> None:
+    """As it was no mistake when that was written."""
+    text = to_toml(dtrain.load(gan)).replace('best = "evaluate/loss"\n', "")
+    read = from_checkpoint(text, folder=gan.parent, trust=Trust())
+    assert (read.checkpoint.best, read.checkpoint.mode) == (None, "min")
 
 
 MOVED = [  # a key that is needed, and the line behind which it stands instead

@@ -64,7 +64,7 @@ PARTS = [  # files that extend the GAN's recipe, and leave to it what it says
     "[train]\nsteps = 4\n",
     '[optimizers."*"]\nlr = 1e-4\nschedule = { warmup = 2 }\n',
     '[optimizers.discriminator]\nkind = "adam"\nmomentum = "${unset}"\n',
-    '[averages]\ngenerator = "${unset}"\n\n[checkpoint]\nbest = "${unset}"\nmode = "max"\n',
+    '[averages]\ngenerator = "${unset}"\n\n[checkpoint]\nbest = "${unset}"\nmode = "${unset}"\n',
     "[system]\ncritic_steps = 1\n\n[data]\nchannels = \"first\"\n",
     '[models.discriminator]\nlayers = [{ kind = "flatten" }, { kind = "linear", out = 1 }]\n',
     '[models.generator]\nkind = "mine:Net"\nlayers = [2, 2]\ninput = "${unset}"\n',

@@ -145,6 +145,16 @@ def _best(parts: Parts, system: Any, metrics: list[str]) -> Iterator[RecipeError
         yield RecipeError("train.patience", said, is_key=True)
 
 
+def idle_choices(checkpoint: Any) -> Iterator[RecipeError]:
+    """What is said of the best checkpoints where no metric says which they are."""
+    if checkpoint is None or checkpoint.best is not None:
+        return
+    for key, is_said in (("keep_best", checkpoint.keep_best > 1), ("mode", checkpoint.mode is not None)):
+        if is_said:
+            said = 'needs the metric that says which are the best; checkpoint.best = "evaluate/loss" would do'
+            yield RecipeError(f"checkpoint.{key}", said, is_key=True)
+
+
 def _clashes(parts: Parts, system: Any) -> Iterator[RecipeError]:
     """Metrics under names that the system has for its own."""
     for name in getattr(parts.values.get("evaluate"), "metrics", {}):

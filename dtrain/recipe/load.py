@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from dtrain.recipe.check import mistakes, unfit_schedules
+from dtrain.recipe.check import idle_choices, mistakes, unfit_schedules
 from dtrain.recipe.compose import compose
 from dtrain.recipe.document import Document, Said, Sayings
 from dtrain.recipe.fit import misfits
@@ -92,8 +92,8 @@ def from_document(
 ) -> Recipe:
     """Resolve, decode and check what a document says; it becomes the resolved one.
 
-    Without `vets` import paths may be such as are not allowed, as of a recipe that is only looked at; without
-    `hashes` the files that models begin with, which may be large, have no checksums in it.
+    Without `vets` import paths may be such as are not allowed, and choices idle, as of a recipe that is only
+    looked at; without `hashes` the files that models begin with, which may be large, have no checksums in it.
     """
     written = document.table
     expand(document)
@@ -119,6 +119,7 @@ def from_document(
         errors += misfits(parts.values, document)
     if vets:
         errors += unfit_weights(parts.values.get("models", {}), document)
+        errors += idle_choices(parts.values.get("checkpoint"))
     errors += group_problems(parts.values, spread)
     if "train" in parts.values:
         pace = pace_of(parts.values["train"], parts.values.get("system"), None)

@@ -94,9 +94,11 @@ class Checkpoint(Table):
     # a folder or a URL, such as "s3://bucket/runs", to which they are copied, as well; to nowhere if left out
     path: Elsewhere | None = None
     keep: Positive = 3  # the newest ones
-    keep_every: Natural = 0  # and those of every so many steps, for ever; 0: none
-    best: str | None = None  # and the best by this metric, such as "evaluate/accuracy"
-    keep_best: Positive = 1  # how many of the best
+    # and, of all that are saved, those whose step is a multiple of this, for ever; 0: none
+    keep_every: Natural = 0
+    # and the best by this metric, such as "evaluate/accuracy"; an evaluation with a new best is saved
+    best: str | None = None
+    keep_best: Positive = 1  # how many of the best by `best`
     # which value of `best` is best; to be said where neither its kind nor the system does
     mode: Literal["max", "min"] | None = None
     shard_bytes: Positive = 4_000_000_000  # of a file at most, unless a single tensor is larger
