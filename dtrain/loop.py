@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 
 from dtrain.backends.torch_schedules import Settings
 from dtrain.checkpoint.write import Content, keep
@@ -179,7 +180,8 @@ def begin_save(run: Run) -> None:
     if run.mirror is not None:
         run.mirror.owe()
 
-    def then() -> None:
+    def then(checkpoint: Path) -> None:
+        run.recorder.saved(content.step, checkpoint)  # before it is copied, which may fail
         if run.engine.rank == 0:
             keep(run.folder, kept)
         if run.mirror is not None:
@@ -199,7 +201,6 @@ def saved(run: Run, *, waits: bool) -> Iterator[Saved]:
     else:
         found = run.writer.finished(waits=waits)
     if found is not None:
-        run.recorder.saved(*found)
         yield Saved(*found)
 
 

@@ -220,10 +220,10 @@ def setup(
                 lambda: restore(run, checkpoint, accept_data=accept_data, verify=verify, share=share),
             )
         _begin_copy(run)
+        run.recorder = stack.enter_context(_open_recorder(run))  # in which the writer's thread writes, too
         run.writer = writer = stack.enter_context(_open_writer(run))
         if run.mirror is not None:  # what an earlier life could not send
             writer.start(partial(run.mirror.update, run.kept()))
-        run.recorder = stack.enter_context(_open_recorder(run))
         run.resources = stack.pop_all()
     return run
 

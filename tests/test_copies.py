@@ -14,7 +14,8 @@ from conftest import Said, cut_off, last_tensors, only_run, tensors_of
 
 import dtrain
 from dtrain.checkpoint.lease import HELD, TOKEN, HeldError, hold
-from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
+from dtrain.checkpoint.read import checkpoints_in, open_checkpoint, step_of
+from dtrain.checkpoint.record import read_record
 from dtrain.errors import CheckpointError
 from dtrain.format.addresses import address
 from dtrain.format.files import MANIFEST, STATE, sealed
@@ -125,6 +126,29 @@ def test_a_copy_without_a_checkpoint_says_what_its_run_began_from(
     with dtrain.setup(recipe, runs=tmp_path / "runs") as ready:
         assert (ready.folder, ready.step) == (run, 4)
         assert ready.place.checkpoint == checkpoints_in(first)[-1]
+
+
+def test_a_copy_has_the_record_and_is_proved_by_it(
+    gan: Path, tmp_path: Path, dtrain_here: Here, elsewhere: str
+) -> None:
+    """Each step of it, and each checkpoint, also such as are there no more."""
+    own = ["train.deterministic=true", "checkpoint.keep=1", f'checkpoint.path="{elsewhere}"']
+    assert dtrain_here("run", gan, *own, "--runs", tmp_path / "runs").code == 0
+    name = only_run(tmp_path / "runs").name
+    shutil.rmtree(tmp_path / "runs")
+    said = dtrain_here("reproduce", f"{elsewhere}/{NAME}/{name}")
+    assert said.code == 0, said.out + said.errors
+    steps = "every tensor at step 2, 3, 4, 6, 8"
+    assert said.out.endswith(f"{steps} and a digest of each after every step until 8\n")
+
+
+def test_a_checkpoint_that_could_not_be_copied_is_recorded(gan: Path, tmp_path: Path) -> None:
+    recipe = dtrain.load(gan, [f'checkpoint.path="{tmp_path}/disk"'])
+    with dtrain.setup(recipe, runs=tmp_path / "runs") as run:
+        shutil.rmtree(tmp_path / "disk")
+        with pytest.raises(CheckpointError, match="cannot be written"):
+            list(dtrain.train(run))
+    assert set(read_record(run.folder).saved) == {step_of(path) for path in checkpoints_in(run.folder)}
 
 
 def test_the_later_of_both_goes_on_and_fresh_begins_anew(

@@ -16,7 +16,7 @@ from s3_server import BUCKET, Impatient, Network, empty, refuse_all, serve
 
 import dtrain
 from dtrain.checkpoint.read import checkpoints_in
-from dtrain.format.files import MANIFEST, UNSENT
+from dtrain.format.files import MANIFEST, RECORD, UNSENT
 from dtrain.format.metrics import METRICS
 from dtrain.format.remote import bring, place, steps_in, whole_steps
 from dtrain.format.urls import Remote, open_store
@@ -94,7 +94,7 @@ def assert_copied(run: Path, to: Path) -> None:
         bring(store, place("", step), to / "checkpoints" / path.name)
         assert tensors_of(to / "checkpoints" / path.name) == tensors_of(path)
     assert store.read("recipe.toml") == (run / "recipe.toml").read_bytes()
-    assert set(store.entries("")) == {"recipe.toml", METRICS, "checkpoints"}
+    assert set(store.entries("")) == {"recipe.toml", METRICS, RECORD, "checkpoints"}
 
 
 def wait(condition: Callable[[], object], life: Life | None = None) -> None:
@@ -262,7 +262,7 @@ def test_what_cannot_be_written_is_told_of_before_anything_is_trained(
     assert (nowhere.code, nowhere.errors.count("\n")) == (2, 1), nowhere.errors
     assert "The specified bucket does not exist" in nowhere.errors
     assert "secret" not in denied.errors + nowhere.errors
-    assert not list((tmp_path / "runs").glob("*/*/metrics.jsonl"))
+    assert not list((tmp_path / "runs").glob("*/*"))
 
 
 def test_two_runs_of_one_recipe_at_once_have_ids_of_their_own_and_one_that_died_is_taken_up(

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import xor
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
 from dtrain.engines.base import Engine
 from dtrain.engines.digests import numbers_of
 from dtrain.errors import DtrainError
 from dtrain.format.checkpoints import glance_at
+from dtrain.format.files import RECORD
 from dtrain.format.lines import drop_later, whole_lines
 
-NAME = "record.jsonl"
 DIGITS = 16  # of a digest
 
 
@@ -75,11 +76,15 @@ class Recorder:
 
 
 class RecordFile:
-    """The file, from the end of `step` on; what is later is dropped. A `with` resource."""
+    """The file, from the end of `step` on; what is later is dropped. A `with` resource.
+
+    A checkpoint is told of by the thread that writes it.
+    """
 
     def __init__(self, run: Path, step: int, life: Mapping[str, Any]):
-        self._path = run / NAME
+        self._path = run / RECORD
         self._names: list[str] = []
+        self._writing = Lock()
         try:
             drop_later(self._path, step)
             self._file = self._path.open("a", encoding="utf-8")
@@ -100,9 +105,11 @@ class RecordFile:
         self._write({"step": step, "saved": dict(glance_at(checkpoint).manifest["tensors"])})
 
     def _write(self, line: Mapping[str, Any]) -> None:
+        text = json.dumps(line) + "\n"
         try:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+            with self._writing:
+                self._file.write(text)
+                self._file.flush()
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -139,7 +146,7 @@ class Record:
 
 def read_record(run: Path) -> Record:
     """The record of a run. Raises DtrainError for a line that cannot be read."""
-    path = run / NAME
+    path = run / RECORD
     lives, saved = [], {}
     for _, line in whole_lines(path) if path.is_file() else ():
         if "life" in line:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dtrain.checkpoint.read import checkpoints_in, step_of
 from dtrain.errors import CheckpointError
-from dtrain.format.files import MANIFEST, ORIGIN, PARTIAL, RECIPE, UNSENT, write_synced
+from dtrain.format.files import MANIFEST, ORIGIN, PARTIAL, RECIPE, RECORD, UNSENT, write_synced
 from dtrain.format.metrics import METRICS
 from dtrain.format.remote import place, steps_in
 from dtrain.format.stores import Store
@@ -56,7 +56,8 @@ class Mirror:
         there = steps_in(self._store, self._run.name)
         missing = [path for path in here if not self._is_there(path, there)]
         if missing:
-            self._send_metrics()
+            for name in (METRICS, RECORD):
+                self._send_as_it_is(name)
         for path in missing:
             self._check()
             self._store.send_checkpoint(path, place(self._run.name, step_of(path)))
@@ -94,12 +95,12 @@ class Mirror:
             self._whole[step] = is_own or MANIFEST in self._store.entries(place(self._run.name, step))
         return self._whole[step]
 
-    def _send_metrics(self) -> None:
-        """Send them as they are now: the run goes on writing them."""
-        if not (self._run / METRICS).exists():
+    def _send_as_it_is(self, name: str) -> None:
+        """Send a file as it is now: the run goes on writing it."""
+        if not (self._run / name).exists():
             return
-        copy = self._run / PARTIAL / METRICS
+        copy = self._run / PARTIAL / name
         copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(self._run / METRICS, copy)
-        self._store.send(copy, f"{self._run.name}/{METRICS}")
+        shutil.copyfile(self._run / name, copy)
+        self._store.send(copy, f"{self._run.name}/{name}")
         copy.unlink()

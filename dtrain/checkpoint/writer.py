@@ -14,7 +14,7 @@ from dtrain.engines.base import Engine
 class Saves(Protocol):
     """What the loop asks of who saves."""
 
-    def begin(self, engine: Engine, content: Content, then: Callable[[], None]) -> None:
+    def begin(self, engine: Engine, content: Content, then: Callable[[Path], None]) -> None:
         """Take up the state of an engine; `then` follows when it is saved. Collective."""
         ...
 
@@ -40,7 +40,7 @@ class Writer:
         """Begin with something else, at once: the first save waits for it."""
         self._latest = self._thread.submit(lambda: action())
 
-    def begin(self, engine: Engine, content: Content, then: Callable[[], None]) -> None:
+    def begin(self, engine: Engine, content: Content, then: Callable[[Path], None]) -> None:
         """Copy the state of an engine and begin to write it; `then` follows when it is whole.
 
         Collective; `finished` was called before, so that none is being written.
@@ -50,7 +50,7 @@ class Writer:
 
         def work() -> tuple[int, Path]:
             path = write(self._run, content, shards, self._snapshot, self._ranks)
-            then()
+            then(path)
             return content.step, path
 
         self._latest = self._thread.submit(work)

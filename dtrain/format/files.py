@@ -17,6 +17,7 @@ FORMAT = 2  # what is written; 1 had other hashes (BLAKE2b), one file a rank and
 FORMATS = (1, 2)  # what is read
 PARTS = ("models", "optimizers", "averages")
 RECIPE, STATE, MANIFEST = "recipe.toml", "state.json", "manifest.json"
+RECORD = "record.jsonl"  # beside recipe.toml in a run's folder: what `dtrain reproduce` compares with
 PARTIAL = ".partial"  # beside checkpoints/: what is being written or removed
 UNSENT = ".unsent"  # in a run's folder while its copy elsewhere lacks something
 ORIGIN = "origin.json"  # in the folder of a run that began from a checkpoint of another: which one

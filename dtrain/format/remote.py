@@ -11,7 +11,7 @@ from pathlib import Path
 from dtrain.errors import CheckpointError
 from dtrain.format.addresses import address
 from dtrain.format.checkpoints import NAME, glance_at, open_checkpoint, read_manifest
-from dtrain.format.files import MANIFEST, ORIGIN, PARTIAL, RECIPE, folder_name, sync, write_synced
+from dtrain.format.files import MANIFEST, ORIGIN, PARTIAL, RECIPE, RECORD, folder_name, sync, write_synced
 from dtrain.format.metrics import METRICS
 from dtrain.format.runs import best_of
 from dtrain.format.stores import Store
@@ -72,10 +72,7 @@ def place(run: str, step: int) -> str:
 
 
 def bring_run(store: Store, run: str, to: Path, *, best: bool) -> None:
-    """Copy a run here: its newest whole checkpoint, the best ones if asked for, its recipe and metrics.
-
-    Of one without a checkpoint, what it began from is said there.
-    """
+    """Copy a run here: its newest whole checkpoint, the best ones if asked for, and what lies beside them."""
     if steps := whole_steps(store, run):
         copy = to / "checkpoints" / folder_name(steps[-1])
         bring(store, place(run, steps[-1]), copy)
@@ -84,7 +81,7 @@ def bring_run(store: Store, run: str, to: Path, *, best: bool) -> None:
                 bring(store, place(run, step), copy.with_name(folder_name(step)))
     there, partial = store.entries(run), to / PARTIAL
     partial.mkdir(exist_ok=True)
-    for name in (METRICS, ORIGIN, RECIPE):
+    for name in (METRICS, RECORD, ORIGIN, RECIPE):
         if name in there:
             temporary = partial / name
             store.fetch(_joined(run, name), temporary)
