@@ -295,6 +295,29 @@ def test_what_is_fetched_is_kept_until_it_is_another(copied: tuple[Path, Remote]
     assert fetched("nowhere/at/all") == Path("nowhere/at/all")
 
 
+@pytest.mark.parametrize("inside", ["", ".partial", "recipe.toml"])
+def test_a_place_that_cannot_take_what_is_fetched_is_named(
+    copied: tuple[Path, Remote], tmp_path: Path, inside: str
+) -> None:
+    """There is something else in its way: a file for a folder, or the reverse."""
+    url, cache = str(copied[1].where), tmp_path / "cache"
+    place = fetched(url) / inside if inside else cache
+    if place.is_dir():
+        shutil.rmtree(place)
+        place.write_text("")
+        wanted = f"{place.parent} cannot be written: "
+    elif inside:
+        place.unlink()
+        (place / "more").mkdir(parents=True)
+        wanted = f"{place.parent} cannot be written: "
+    else:
+        place.write_text("")
+        wanted = "cannot be used to keep copies: "
+    with pytest.raises(CheckpointError) as error:
+        fetched(url)
+    assert wanted in str(error.value)
+
+
 def forged(run: Path, **files: dict[str, object]) -> bytes:
     """The manifest of a checkpoint with other entries among its files, well sealed."""
     manifest = json.loads((run / "checkpoints" / "step-00000004" / MANIFEST).read_bytes())

@@ -4,13 +4,13 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
 from dtrain.errors import CheckpointError
 from dtrain.format.addresses import address
-from dtrain.format.checkpoints import NAME, glance_at, open_checkpoint, read_manifest
+from dtrain.format.checkpoints import NAME, checkpoints_in, glance_at, open_checkpoint, read_manifest
 from dtrain.format.files import MANIFEST, ORIGIN, PARTIAL, RECIPE, RECORD, folder_name, sync, write_synced
 from dtrain.format.metrics import METRICS
 from dtrain.format.runs import best_of
@@ -42,7 +42,7 @@ def fetched(given: str | Path, *, best: bool = False, cache: Path | None = None)
         if not steps:
             raise CheckpointError(f"{where} is neither a checkpoint nor a run that has one")
         bring_run(store, "", copy, best=best)
-        for path in (copy / "checkpoints").iterdir():  # what is there no more would be the newest here
+        for path in checkpoints_in(copy):  # what is there no more would be the newest here
             if path.name not in map(folder_name, steps):
                 shutil.rmtree(path, ignore_errors=True)
         return copy
@@ -80,14 +80,17 @@ def bring_run(store: Store, run: str, to: Path, *, best: bool) -> None:
             if step in steps:
                 bring(store, place(run, step), copy.with_name(folder_name(step)))
     there, partial = store.entries(run), to / PARTIAL
-    partial.mkdir(exist_ok=True)
-    for name in (METRICS, RECORD, ORIGIN, RECIPE):
-        if name in there:
-            temporary = partial / name
-            store.fetch(_joined(run, name), temporary)
-            sync(temporary)
-            temporary.replace(to / name)
-    sync(to)
+    try:
+        partial.mkdir(exist_ok=True)
+        for name in (METRICS, RECORD, ORIGIN, RECIPE):
+            if name in there:
+                temporary = partial / name
+                store.fetch(_joined(run, name), temporary)
+                sync(temporary)
+                temporary.replace(to / name)
+        sync(to)
+    except OSError as error:
+        raise CheckpointError(f"{to} cannot be written: {error}") from None
 
 
 def bring(store: Store, folder: str, to: Path) -> None:
@@ -98,7 +101,7 @@ def bring(store: Store, folder: str, to: Path) -> None:
     manifest = store.read(_joined(folder, MANIFEST))
     if manifest is None:
         raise CheckpointError(f"{store.at(folder)} is not a checkpoint: it has no {MANIFEST}")
-    if (to / MANIFEST).is_file() and (to / MANIFEST).read_bytes() == manifest and _is_whole(to):
+    if _is_here(to, manifest):
         return
     partial = to.parent.parent / PARTIAL / to.name
     try:
@@ -120,10 +123,13 @@ def bring(store: Store, folder: str, to: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _is_here(checkpoint: Path, manifest: bytes) -> bool:
+    """Whether the checkpoint of a manifest lies here, whole."""
     try:
+        if (checkpoint / MANIFEST).read_bytes() != manifest:
+            return False
         open_checkpoint(checkpoint)
-    except CheckpointError:
+    except (OSError, CheckpointError):
         return False
     return True
 
@@ -156,10 +162,12 @@ def _joined(folder: str, name: str) -> str:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keep other processes from what lies in a folder of the cache: the ranks of one machine, say."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("ab") as file:
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((folder / ".lock").open("ab"))
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be used to keep copies: {error}") from None
+        except OSError as error:
+            said = f"cannot be used to keep copies: {error}; $DTRAIN_CACHE may name another folder"
+            raise CheckpointError(f"{folder} {said}") from None
+        yield
