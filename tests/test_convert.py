@@ -164,9 +164,7 @@ def test_wrong_arguments_are_said(run: Path, tmp_path: Path, dtrain_here: Here) 
     refused(dtrain_here("convert", run, tmp_path / "x", "--shard-bytes", "4 cows"), "'4 cows' is not a size")
     refused(dtrain_here("convert", run, tmp_path / "x", "--shard-bytes", "0"), "'0' is not a size")
     refused(dtrain_here("convert", run, tmp_path / "x", "--dtype", "fp8"), "'fp8'")
-    refused(
-        dtrain_here("convert", tmp_path / "nowhere", out), "is neither a checkpoint nor a run that has one"
-    )
+    refused(dtrain_here("convert", tmp_path, out), "is neither a checkpoint nor a run that has one")
     inside = checkpoints_in(run)[-1] / "model.safetensors"
     refused(dtrain_here("convert", run, inside, "--model", "generator"), "would lie in the checkpoint itself")
     assert list(tmp_path.glob("x*")) == []

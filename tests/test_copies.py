@@ -295,6 +295,19 @@ def test_what_is_fetched_is_kept_until_it_is_another(copied: tuple[Path, Remote]
     assert fetched("nowhere/at/all") == Path("nowhere/at/all")
 
 
+def test_each_checkpoint_of_a_copy_is_verified(copied: tuple[Path, Remote], dtrain_here: Here) -> None:
+    run, store = copied
+    said = dtrain_here("verify", store.where)
+    assert said.code == 0, said.errors
+    places = [line.split()[0] for line in said.out.splitlines()[:-1]]
+    assert places == [f"{store.where}/checkpoints/{path.name}" for path in checkpoints_in(run)]
+    assert dtrain_here("verify", places[0]).out.startswith(f"{places[0]}  whole: ")
+    store.write(b"{}", f"{place('', 3)}/{STATE}")
+    said = dtrain_here("verify", store.where)
+    assert (said.code, said.errors.count("\n")) == (2, 1)
+    assert f"{store.at(place('', 3))}/{STATE} is of 2 bytes" in said.errors
+
+
 @pytest.mark.parametrize("inside", ["", ".partial", "recipe.toml"])
 def test_a_place_that_cannot_take_what_is_fetched_is_named(
     copied: tuple[Path, Remote], tmp_path: Path, inside: str

@@ -121,9 +121,13 @@ def test_a_path_that_is_no_side_is_said(dtrain_here: Here, gan: Path, tmp_path: 
     )
     (tmp_path / "runs" / "a" / "1").mkdir(parents=True)
     shutil.copy(gan, tmp_path / "runs" / "a" / "1" / "recipe.toml")
-    said = dtrain_here("diff", gan, tmp_path / "runs" / "a")
-    assert said.code == 2
-    assert said.errors.endswith(f"the newest run in it is {tmp_path / 'runs' / 'a' / '1'}\n")
+    said = dtrain_here("diff", tmp_path / "runs" / "a", tmp_path / "runs" / "a" / "1")  # its newest run
+    assert (said.code, said.out) == (0, "the recipes are the same in meaning\n")
+    said = dtrain_here("diff", gan, tmp_path / "runs")
+    assert (said.code, said.errors) == (
+        2,
+        f"dtrain: {tmp_path / 'runs'} is none; a recipe, a run or a checkpoint would do\n",
+    )
 
 
 def test_nothing_that_a_recipe_names_is_imported(dtrain_here: Here, gan: Path) -> None:

@@ -118,7 +118,8 @@ def test_the_commands_that_it_names_go_on(gan: Path, tmp_path: Path, dtrain_here
 def test_the_best_checkpoint_of_a_run_may_be_asked_for(gan: Path, tmp_path: Path, dtrain_here: Here) -> None:
     run = cut_off(gan, tmp_path / "runs", 4)
     assert known(dtrain_here, run, "--best")["step"] == 3
-    said = dtrain_here("inspect", run.parent)
+    assert known(dtrain_here, run.parent, "--best")["step"] == 3
+    said = dtrain_here("inspect", run.parent.parent)
     assert (said.code, said.out) == (2, "")
     assert f"the newest run in it that has one is {run}" in said.errors
 

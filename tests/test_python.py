@@ -156,7 +156,7 @@ def test_errors_of_the_library_are_dtrain_errors(gan: Path, tmp_path: Path) -> N
         dtrain.load(gan, ["seed=-1"])
     with pytest.raises(dtrain.DataError, match="does not exist"):
         dtrain.setup(dtrain.load(gan, ["data.path=gone.npz"]), runs=tmp_path)
-    with pytest.raises(dtrain.CheckpointError, match="is not a checkpoint"):
+    with pytest.raises(dtrain.CheckpointError, match="nowhere does not exist"):
         dtrain.load_models(tmp_path / "nowhere")
     for name in dtrain.__all__:
         if name.endswith(("Error", "Errors")):

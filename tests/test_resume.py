@@ -175,9 +175,8 @@ def test_resume_names_a_run_or_a_checkpoint(gan: Path, tmp_path: Path, dtrain_he
     assert ends[0] == ends[1]
     nowhere = dtrain_here("run", gan, "--resume", tmp_path / "nowhere")
     assert nowhere.code == 2
-    assert (
-        nowhere.errors == f"dtrain: {tmp_path / 'nowhere'} is neither a checkpoint nor a run that has one\n"
-    )
+    way = "a checkpoint, a run, or runs/NAME would do"
+    assert nowhere.errors == f"dtrain: {tmp_path / 'nowhere'} does not exist; {way}\n"
 
 
 def test_a_run_that_began_from_another_begins_there_again_if_it_was_cut_off_before_it_saved(

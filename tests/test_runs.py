@@ -13,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Said, cut_off, only_run, start
 
+import dtrain
 from dtrain.checkpoint.read import checkpoints_in
 from dtrain.errors import CheckpointError
 from dtrain.format.files import STATE
@@ -79,6 +81,34 @@ def test_of_a_damaged_run_it_is_said_how_far_it_had_come(
     assert re.search(r" damaged +4/8 ", dtrain_here("runs", tmp_path / "runs").out)
     (run / "recipe.toml").unlink()
     assert (standing(run).step, standing(run).total) == (4, None)
+
+
+def test_a_name_means_its_newest_run_that_has_a_checkpoint(
+    gan: Path, tmp_path: Path, dtrain_here: Here
+) -> None:
+    """To whatever reads a run or a checkpoint; and what leads nowhere is said by all in the same words."""
+    older, newer, empty = (cut_off(gan, tmp_path / "runs", 4, f"seed={seed}") for seed in (1, 2, 3))
+    shutil.rmtree(empty / "checkpoints")
+    name, out = older.parent, tmp_path / "out.safetensors"
+    commands = {
+        "inspect": (),
+        "evaluate": (),
+        "reproduce": (),
+        "convert": (out, "--model", "generator", "--force"),
+    }
+    for command, more in commands.items():
+        (meant, said) = (dtrain_here(command, path, *more) for path in (newer, name))
+        assert (meant.code, said) == (0, meant), command
+        said = dtrain_here(command, tmp_path / "nowhere", *more)
+        way = "a checkpoint, a run, or runs/NAME would do"
+        assert said.errors == f"dtrain: {tmp_path / 'nowhere'} does not exist; {way}\n", command
+    said = dtrain_here("run", gan, "train.steps=9", "--runs", tmp_path / "on", "--resume", name)
+    assert said.out.startswith(f"carrying on from {checkpoints_in(newer)[-1]}\n")
+    models = (dtrain.load_models(path)["generator"].state_dict() for path in (newer, name))
+    assert all(map(torch.equal, *(each.values() for each in models)))
+    for path in (tmp_path / "nowhere", str(tmp_path / "nowhere")):
+        with pytest.raises(CheckpointError, match="nowhere does not exist; a checkpoint, a run, or"):
+            dtrain.load_models(path)
 
 
 def test_a_run_is_running_from_its_first_moment_until_it_is_killed(

@@ -156,6 +156,18 @@ def test_a_path_that_is_no_checkpoint_is_said(tmp_path: Path, dtrain_here: Here)
         assert f"{path} {words}" in said.errors
 
 
+def test_of_a_folder_of_runs_each_is_verified(gan: Path, tmp_path: Path, dtrain_here: Here) -> None:
+    several = (("first", 1), ("first", 2), ("other", 1))
+    runs = [cut_off(gan, tmp_path / "runs", 2, f"name={name}", f"seed={seed}") for name, seed in several]
+    every = [str(path) for run in runs for path in checkpoints_in(run)]
+    said = dtrain_here("verify", tmp_path / "runs")
+    assert (said.code, [line.split()[0] for line in said.out.splitlines()[:-1]]) == (0, every)
+    assert said.out.endswith(f"{len(every)} of {len(every)} checkpoints are whole\n")
+    flip(next(checkpoints_in(runs[1])[0].glob("models-*")), -1)
+    reports = found_in(dtrain_here, tmp_path / "runs" / "first")
+    assert [report["whole"] for report in reports] == [True, False]
+
+
 def test_a_checkpoint_without_a_manifest_is_not_whole(kept: Path, dtrain_here: Here) -> None:
     (kept / MANIFEST).unlink()
     (report,) = found_in(dtrain_here, kept)

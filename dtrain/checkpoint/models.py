@@ -11,7 +11,6 @@ from dtrain.backends.torch_weights import named_tensors, restore_tensors, tensor
 from dtrain.checkpoint.read import Checkpoint, newest_of
 from dtrain.checkpoint.verify import check_fits
 from dtrain.errors import CheckpointError, RecipeError
-from dtrain.format.runs import local
 from dtrain.recipe.load import from_checkpoint
 from dtrain.recipe.values import Recipe
 from dtrain.spec.models import Model, ModelSpec, without_beginning
@@ -23,15 +22,16 @@ def load_models(
 ) -> dict[str, nn.Module]:
     """Build the models of a checkpoint, or of a run's newest one, on the CPU in evaluation mode.
 
-    `path` may be a URL of fsspec's (s3://...), from which files are copied into a cache.
-    `averages` takes the average of a model where there is one, and of `swa` its statistics. A model or layer
-    given by an import path is imported only from torch.nn and the packages in `trust`; a function that makes
-    a model is trusted by its full name, `package.module:function`. `verify` says whether the hashes of all
-    tensors are checked; left out, they are where there is at most a GB of them. Raises CheckpointError naming
-    the file that is missing or altered, and RecipeError where a model cannot be had.
+    Of runs/NAME the newest run that has a checkpoint is meant. `path` may be a URL of fsspec's (s3://...),
+    from which files are copied into a cache. `averages` takes the average of a model where there is one, and
+    of `swa` its statistics. A model or layer given by an import path is imported only from torch.nn and the
+    packages in `trust`; a function that makes a model is trusted by its full name, `package.module:function`.
+    `verify` says whether the hashes of all tensors are checked; left out, they are where there is at most a
+    GB of them. Raises CheckpointError naming the file that is missing or altered, and RecipeError where a
+    model cannot be had.
     """
     trusted = Trust(names=(trust,) if isinstance(trust, str) else tuple(trust))
-    checkpoint = newest_of(local(path, best=False), hashes=verify)
+    checkpoint = newest_of(path, hashes=verify)
     recipe = from_checkpoint(checkpoint.recipe, folder=checkpoint.path, trust=trusted)
     return models_of(checkpoint, recipe, trusted, averages=averages)
 

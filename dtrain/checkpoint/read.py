@@ -10,12 +10,12 @@ from dtrain.format.checkpoints import checkpoints_in as checkpoints_in
 from dtrain.format.checkpoints import open_checkpoint as open_checkpoint
 from dtrain.format.checkpoints import step_of as step_of
 from dtrain.format.files import PARTS
+from dtrain.format.runs import checkpoint_at
 
 
-def newest_of(path: Path, *, hashes: bool | None = None) -> Checkpoint:
-    """The checkpoint that a path names, or the newest of a run; found whole, as `open_checkpoint` has it."""
-    inside = checkpoints_in(path)
-    return open_checkpoint(inside[-1] if inside else path, hashes=hashes)
+def newest_of(path: Path | str, *, hashes: bool | None = None) -> Checkpoint:
+    """The checkpoint that a path names, as `checkpoint_at` finds it; whole, as `open_checkpoint` has it."""
+    return open_checkpoint(checkpoint_at(path), hashes=hashes)
 
 
 def all_tensors(checkpoint: Checkpoint) -> dict[str, dict[str, torch.Tensor]]:

@@ -21,7 +21,7 @@ from dtrain.spec.trust import Trust
 class Report:
     """What was found in a checkpoint; `remarks` are no problems."""
 
-    path: Path
+    path: Path | str  # the URL of one that lies elsewhere
     problems: tuple[Problem, ...]
     remarks: tuple[str, ...]
     files: int  # the manifest among them

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dtrain.cli.tables import columns
-from dtrain.errors import DtrainError
+from dtrain.errors import CheckpointError, DtrainError
 from dtrain.format.files import MANIFEST, RECIPE
 
 if TYPE_CHECKING:
@@ -51,8 +51,9 @@ def diff(first: Path, second: Path) -> int:
 
 
 def open_side(path: Path) -> Side:
-    """A recipe's file, a checkpoint, or a run. Raises DtrainError if a path is none of these."""
+    """A recipe's file, a checkpoint, or a run, the newest of runs/NAME. Raises DtrainError if it is none."""
     from dtrain.format.metrics import METRICS, last_values
+    from dtrain.format.runs import run_at
     from dtrain.recipe.load import from_document, read
     from dtrain.spec.trust import Trust
 
@@ -66,13 +67,11 @@ def open_side(path: Path) -> Side:
     if (path / MANIFEST).is_file():
         step = int(path.name.rpartition("-")[2]) if path.name.rpartition("-")[2].isdigit() else None
         return Side(recipe_of(path / RECIPE), last_values(path.parent.parent / METRICS, step))
-    if (path / RECIPE).is_file():
-        return Side(recipe_of(path / RECIPE), last_values(path / METRICS, None))
-    inside = sorted(run for run in path.glob("*") if (run / RECIPE).is_file())
-    hint = (
-        f"; the newest run in it is {inside[-1]}" if inside else "; a recipe, a run or a checkpoint would do"
-    )
-    raise DtrainError(f"{path} is none{hint}")
+    try:
+        run = run_at(path)
+    except CheckpointError:
+        raise DtrainError(f"{path} is none; a recipe, a run or a checkpoint would do") from None
+    return Side(recipe_of(run / RECIPE), last_values(run / METRICS, None))
 
 
 def metric_rows(a: Side, b: Side) -> Iterator[tuple[str, str, str, str]]:

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING
 import click
 
 from dtrain.cli.ending import MISTAKE
-from dtrain.errors import CheckpointError
 
 if TYPE_CHECKING:
     from dtrain.checkpoint.verify import Report
@@ -22,10 +22,10 @@ SECONDS = 0.2  # between two looks of it
 
 
 @click.command()
-@click.argument("path", metavar="CHECKPOINT|RUN", type=click.Path(path_type=Path))
+@click.argument("path", metavar="CHECKPOINT|RUN|FOLDER", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print all that was found as JSON.")
 def verify(path: Path, as_json: bool) -> int:
-    """Check every byte of a checkpoint, or of each of a run.
+    """Check every byte of a checkpoint, of each of a run, or of each of all runs in a folder; at a URL, too.
 
     Files and tensors are compared with the hashes in the manifest, tensors with the recipe's models,
     optimizers and averages. Nothing is imported or carried out. Ends with 0 if all is whole, and else with 2
@@ -34,9 +34,9 @@ def verify(path: Path, as_json: bool) -> int:
     from dtrain.checkpoint.verify import verify as check
 
     reports = []
-    for checkpoint in checkpoints_of(path):
+    for where, checkpoint in checkpoints_of(path):
         with Progress(checkpoint.name) as progress:
-            reports.append(check(checkpoint, progress.advance))
+            reports.append(called(where, check(checkpoint, progress.advance)))
         if not as_json:
             click.echo("\n".join(lines(reports[-1])))
     if as_json:
@@ -47,17 +47,37 @@ def verify(path: Path, as_json: bool) -> int:
     return 0 if all(report.is_whole for report in reports) else MISTAKE
 
 
-def checkpoints_of(path: Path) -> list[Path]:
-    """The checkpoint that a path names, or all of a run. Raises CheckpointError if there is none."""
-    from dtrain.format.checkpoints import NAME, checkpoints_in
-    from dtrain.format.files import MANIFEST
+def checkpoints_of(path: Path) -> Iterator[tuple[Path | str, Path]]:
+    """The checkpoint that a path names, or all of a run, or of the runs in a folder: where, and its files.
 
-    if inside := checkpoints_in(path):
-        return inside
-    if (path / MANIFEST).is_file() or (path.is_dir() and NAME.fullmatch(path.absolute().name)):
-        return [path]
-    said = "is neither a checkpoint nor a run that has one" if path.exists() else "does not exist"
-    raise CheckpointError(f"{path} {said}; runs/NAME/RUN would do")
+    Of a URL these are copies. Raises CheckpointError if there is none, or one cannot be fetched.
+    """
+    from dtrain.format.addresses import address
+    from dtrain.format.checkpoints import checkpoints_in, is_checkpoint
+    from dtrain.format.runs import none_at, runs_in
+
+    where = address(path)
+    if isinstance(where, str):
+        from dtrain.format.remote import each_fetched
+
+        yield from each_fetched(where)
+        return
+    if is_checkpoint(path):
+        inside = [path]
+    else:
+        runs = [path] if checkpoints_in(path) else reversed(runs_in(path))
+        inside = [checkpoint for run in runs for checkpoint in checkpoints_in(run)]
+    if not inside:
+        raise none_at(path)
+    yield from zip(inside, inside, strict=True)
+
+
+def called(where: Path | str, report: "Report") -> "Report":
+    """A report that names where the checkpoint lies, instead of a copy of it."""
+    own, named = str(report.path), str(where)
+    problems = (each._replace(message=each.message.replace(own, named)) for each in report.problems)
+    remarks = (each.replace(own, named) for each in report.remarks)
+    return replace(report, path=where, problems=tuple(problems), remarks=tuple(remarks))
 
 
 def lines(report: "Report") -> Iterator[str]:

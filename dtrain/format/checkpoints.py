@@ -1,5 +1,6 @@
 """Finds checkpoints and reads what is no tensor in them: checked first, and nothing is ever executed."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -145,6 +146,11 @@ def check_file(path: Path, name: str, manifest: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{file} was cut short or altered: {found} bytes, not {entry['size']}")
     if digest_of(file, manifest["format"]) != entry["hash"]:
         raise CheckpointError(f"{file} was altered: its hash differs from the one in {MANIFEST}")
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is a checkpoint, by its manifest or else, as that may be gone, by its name."""
+    return os.path.lexists(path / MANIFEST) or (path.is_dir() and bool(NAME.fullmatch(path.absolute().name)))
 
 
 def checkpoints_in(run: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from hashlib import blake2b
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from dtrain.errors import CheckpointError
 from dtrain.format.addresses import address
@@ -46,6 +47,17 @@ def fetched(given: str | Path, *, best: bool = False, cache: Path | None = None)
             if path.name not in map(folder_name, steps):
                 shutil.rmtree(path, ignore_errors=True)
         return copy
+
+
+def each_fetched(url: str) -> Iterator[tuple[str, Path]]:
+    """The URL of a checkpoint, or of each of a run, the oldest first, and a copy as it is there now.
+
+    It is fetched when it is asked for, and gone when the next is.
+    """
+    own = [f"{url}/{place('', step)}" for step in whole_steps(open_store(url), "")]
+    for where in own or [url]:
+        with TemporaryDirectory(prefix="dtrain-") as folder:
+            yield where, fetched(where, cache=Path(folder))
 
 
 def cache_folder() -> Path:

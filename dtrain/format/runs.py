@@ -11,7 +11,7 @@ import tomli
 
 from dtrain.errors import CheckpointError, DtrainError
 from dtrain.format.addresses import address
-from dtrain.format.checkpoints import checkpoints_in, glance_at, step_of
+from dtrain.format.checkpoints import checkpoints_in, glance_at, is_checkpoint, step_of
 from dtrain.format.files import MANIFEST, RECIPE, STATE, folder_name, parse, read_small
 from dtrain.format.locks import LOCK, RUNNING, is_held
 from dtrain.format.metrics import BROKEN, METRICS, Latest, latest_in
@@ -137,29 +137,29 @@ def run_at(path: Path) -> Path:
     """The run that a path means: itself, or the newest of runs/NAME. Raises CheckpointError if it is none."""
     if is_run(path):
         return path
-    inside = [run for run in _folders(path) if is_run(run)]
-    if inside:
-        return max(inside, key=lambda run: run.name)
+    if inside := _newest_first(path):
+        return inside[0]
     if (path / MANIFEST).is_file():
         raise CheckpointError(f"{path} is a checkpoint; its run would do: {path.parent.parent}")
     raise CheckpointError(f"{path} {'is no run' if path.exists() else 'does not exist'}; runs/NAME would do")
 
 
-def checkpoint_at(path: Path, *, best: bool = False) -> Path:
+def checkpoint_at(path: Path | str, *, best: bool = False) -> Path:
     """The checkpoint that a path names: itself, the newest of a run, or its best; one at a URL is fetched.
 
-    Raises CheckpointError if there is none.
+    Of runs/NAME the newest run that has one is meant. Raises CheckpointError if there is none.
     """
     path = local(path, best=best)
-    if (path / MANIFEST).is_file():
+    if is_checkpoint(path):
         if best:
             raise CheckpointError(f"{path} is a checkpoint; --best is for a run")
         return path
     inside = checkpoints_in(path)
     if not inside:
-        newest = next((run for run in runs_in(path) if checkpoints_in(run)), None)
-        hint = "" if newest is None else f"; the newest run in it that has one is {newest}"
-        raise CheckpointError(f"{path} is neither a checkpoint nor a run that has one{hint}")
+        run = next((run for run in _newest_first(path) if checkpoints_in(run)), None)
+        if run is None:
+            raise none_at(path)
+        return checkpoint_at(run, best=best)
     if not best:
         return inside[-1]
     known = best_of(glance_at(inside[-1]).state)
@@ -168,6 +168,15 @@ def checkpoint_at(path: Path, *, best: bool = False) -> Path:
         said = "has no best checkpoint; its recipe would say by which metric: checkpoint.best"
         raise CheckpointError(f"{path} {said}")
     return found
+
+
+def none_at(path: Path) -> CheckpointError:
+    """The mistake of a path that names no checkpoint."""
+    if not os.path.exists(path):
+        return CheckpointError(f"{path} does not exist; a checkpoint, a run, or runs/NAME would do")
+    newest = next((run for run in runs_in(path) if checkpoints_in(run)), None)
+    hint = "" if newest is None else f"; the newest run in it that has one is {newest}"
+    return CheckpointError(f"{path} is neither a checkpoint nor a run that has one{hint}")
 
 
 def local(given: str | Path, *, best: bool) -> Path:
@@ -231,6 +240,11 @@ def _steps_asked_for(run: Path) -> int | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return steps if type(steps) is int else None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """The runs of a folder, as runs/NAME is one; IDs begin with the time."""
+    return sorted(filter(is_run, _folders(folder)), key=lambda run: run.name, reverse=True)
 
 
 def _folders(folder: Path) -> Iterator[Path]:
