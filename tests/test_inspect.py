@@ -56,9 +56,10 @@ def test_models_are_counted_and_measured(gan: Path, tmp_path: Path, dtrain_here:
     assert kinds == {"generator": "adam", "discriminator": "sgd"}
     assert found["environment"]["world"] == 1
     assert found["best"]["metric"] == "evaluate/loss"
-    assert found["files"] == {
-        path.name: path.stat().st_size for path in newest.iterdir() if path.name != MANIFEST
-    }
+    sizes = {path.name: path.stat().st_size for path in newest.iterdir()}
+    assert found["files"] == sizes
+    (report,) = json.loads(dtrain_here("verify", newest, "--json").out)
+    assert (report["files"], report["bytes"]) == (len(sizes), sum(sizes.values()))
     assert "tensors" not in found
 
 

@@ -13,7 +13,7 @@ from conftest import Said, cut_off, only_run
 from damaging import copied, reseal, whole
 
 import dtrain
-from dtrain.checkpoint.read import checkpoints_in
+from dtrain.checkpoint.read import checkpoints_in, open_checkpoint
 from dtrain.checkpoint.verify import verify
 from dtrain.format.files import FORMATS, MANIFEST, RECIPE, STATE, index_name
 from dtrain.format.hashes import holds_tensors
@@ -115,6 +115,24 @@ def test_a_recipe_that_is_not_this_checkpoints_is_found(kept: Path, dtrain_here:
     (problem,) = report["problems"]
     assert problem["file"] == RECIPE
     assert "liner" in problem["message"]
+
+
+def test_an_altered_byte_is_said_in_the_same_words_by_all(kept: Path, dtrain_here: Here) -> None:
+    """Of a tensor, and of a file that is no tensor's."""
+    (models,) = kept.glob("models-*.safetensors")
+    for file, what in ((models, "generator/0.weight"), (kept / RECIPE, "it")):
+        place = read_header(models)[what].start if file == models else 0
+        words = f"{file} was altered: {what} differs from its hash in {MANIFEST}"
+        flip(file, place)
+        for use in (open_checkpoint, dtrain.load_models):
+            with pytest.raises(dtrain.CheckpointError) as caught:
+                use(kept)
+            assert str(caught.value).startswith(words)
+        assert [problem["message"] for problem in found_in(dtrain_here, kept)[0]["problems"]][:1] == [words]
+        out = kept.parent / "out.safetensors"
+        said = dtrain_here("convert", kept, out, "--model", "generator", "--no-averages")
+        assert said.errors == f"dtrain: {words}\n"
+        flip(file, place)
 
 
 @pytest.mark.parametrize(

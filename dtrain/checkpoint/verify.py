@@ -26,7 +26,7 @@ class Report:
     remarks: tuple[str, ...]
     files: int  # the manifest among them
     tensors: int
-    size: int  # bytes of all files but the manifest
+    size: int  # bytes of these files
     seconds: float
 
     @property
@@ -59,10 +59,11 @@ def verify(path: Path, tell: Tell = lambda _: None) -> Report:
     if len(found.problems) == MOST:
         remarks.append(f"there may be more than these {MOST:,} problems")
     remarks += [f"{path / name} is in no manifest" for name in leftovers(path, found.manifest)]
-    listed = found.manifest.get("files", {})
-    counts = len(listed) + 1, len(found.manifest.get("tensors", {}))
+    manifest = path / MANIFEST
+    own = [manifest.stat().st_size] if manifest.is_file() else []
+    counts = len(found.manifest.get("files", {})) + len(own), len(found.manifest.get("tensors", {}))
     seconds = time.monotonic() - started
-    return Report(path, tuple(found.problems), tuple(remarks), *counts, found.size, seconds)
+    return Report(path, tuple(found.problems), tuple(remarks), *counts, found.size + sum(own), seconds)
 
 
 def check_fits(checkpoint: Checkpoint, recipe: Recipe) -> None:

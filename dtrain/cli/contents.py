@@ -29,6 +29,8 @@ def contents(path: Path, *, with_tensors: bool) -> Table:
     recipe = parse(Text(str(path / RECIPE), checkpoint.recipe, path))
     parts = {part: locate(checkpoint, part) for part in PARTS}
     best = best_of(checkpoint.state)
+    manifest = (path / MANIFEST).stat()
+    sizes = {name: entry["size"] for name, entry in checkpoint.manifest["files"].items()}
     known = {
         "checkpoint": str(path),
         "recipe": recipe.get("name"),
@@ -40,9 +42,9 @@ def contents(path: Path, *, with_tensors: bool) -> Table:
         "data": checkpoint.state.get("data"),
         "format": checkpoint.manifest["format"],
         "checksum": checkpoint.checksum,
-        "written": moment((path / MANIFEST).stat().st_mtime),
+        "written": moment(manifest.st_mtime),
         "environment": checkpoint.manifest.get("environment"),
-        "files": {name: entry["size"] for name, entry in sorted(checkpoint.manifest["files"].items())},
+        "files": dict(sorted({**sizes, MANIFEST: manifest.st_size}.items())),
     }
     counts, kinds = parameter_counts(checkpoint), _at(recipe, "optimizers")
     for part, tensors in parts.items():

@@ -19,7 +19,7 @@ from dtrain.format.files import (
     read_small,
     unseal,
 )
-from dtrain.format.hashes import altered, digest_of, headers_of, misplaced
+from dtrain.format.hashes import altered, digest_of, headers_of, misplaced, other_than_hashed
 from dtrain.format.state import check_state, is_step
 
 NAME = re.compile(r"step-\d{8,15}")
@@ -145,7 +145,7 @@ def check_file(path: Path, name: str, manifest: Mapping[str, Any]) -> None:
     if found != entry["size"]:
         raise CheckpointError(f"{file} was cut short or altered: {found} bytes, not {entry['size']}")
     if digest_of(file, manifest["format"]) != entry["hash"]:
-        raise CheckpointError(f"{file} was altered: its hash differs from the one in {MANIFEST}")
+        raise CheckpointError(other_than_hashed(file))
 
 
 def is_checkpoint(path: Path) -> bool:

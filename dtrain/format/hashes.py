@@ -102,6 +102,12 @@ def altered(
             yield from problems
 
 
+def other_than_hashed(file: Path, tensor: str | None = None) -> str:
+    """What is said of a file, or of a tensor in it, whose bytes are not those that were hashed."""
+    which = "it" if tensor is None else _shown(tensor)
+    return f"{file} was altered: {which} differs from its hash in {MANIFEST}"
+
+
 def holds_tensors(name: str) -> bool:
     """Whether a file of a checkpoint is one of tensors, by its name."""
     return name.endswith(".safetensors") and part_of(name) in PARTS
@@ -137,8 +143,7 @@ def _differing(
                     left -= count
                 listed = manifest["tensors"].get(f"{part}/{each.name}")
                 if listed is not None and listed != state.text():
-                    said = f"was altered: {_shown(each.name)} differs from its hash in {MANIFEST}"
-                    found.append(Problem(name, each.name, f"{path / name} {said}"))
+                    found.append(Problem(name, each.name, other_than_hashed(path / name, each.name)))
     except OSError as error:
         found.append(Problem(name, "", f"{path / name} cannot be read: {error}"))
     return found

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from dtrain.errors import CheckpointError
 from dtrain.format.checkpoints import Checkpoint, check_file
 from dtrain.format.files import MANIFEST, hash_of
-from dtrain.format.hashes import holds_tensors, part_of
+from dtrain.format.hashes import holds_tensors, other_than_hashed, part_of
 from dtrain.format.safetensors_header import Stored, read_header
 
 
@@ -29,9 +29,7 @@ class Located(NamedTuple):
         except OSError as error:
             raise CheckpointError(f"{self.file} cannot be read: {error}") from None
         if hash_of(memoryview(values), self.form) != self.hash:
-            raise CheckpointError(
-                f"{self.file} was altered: {self.stored.name} has not the hash of {MANIFEST}"
-            )
+            raise CheckpointError(other_than_hashed(self.file, self.stored.name))
         return values
 
 
