@@ -1,10 +1,11 @@
 """`dtrain.load_run`: what a run left behind, without torch."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,13 @@ def test_a_record_cannot_be_changed(run: Path) -> None:
         found.step = 9  # type: ignore[misc]
     with pytest.raises(TypeError):
         found.checkpoints[9] = run  # type: ignore[index]
+
+
+def test_the_documentation_has_every_field() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text()
+    rows = text.partition("## dtrain.load_run")[2].partition("\n## ")[0]
+    said = re.findall(r"`(\w+)", "".join(re.findall(r"^\|(.*?)\|", rows, re.MULTILINE)))
+    assert set(said) == {*(field.name for field in fields(dtrain.RunRecord)), "metric"}
 
 
 def test_it_needs_neither_torch_nor_numpy(run: Path) -> None:
