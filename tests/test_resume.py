@@ -146,6 +146,25 @@ def test_another_run_begins_where_none_is_to_be_carried_on(
     assert (folder != finished, step) == (True, 0)
 
 
+def test_a_run_that_is_passed_over_as_its_recipe_is_another_is_named(
+    gan: Path, tmp_path: Path, dtrain_here: Here
+) -> None:
+    """Where it was cut off, and nobody asked to begin anew."""
+    cut, runs = cut_off(gan, tmp_path / "runs", 4), tmp_path / "runs"
+    words = f"beginning anew: {cut} was cut off at step 4, and differs in "
+    said = dtrain_here("run", gan, "hyperparameters.lr=1e-4", "--runs", runs)
+    assert said.out.startswith(words + "optimizers.generator.lr\n"), said.out
+    assert "beginning anew" not in dtrain_here("run", gan, "seed=4", "--runs", runs).out  # that one has ended
+    cut = cut_off(
+        gan,
+        runs,
+        2,
+        "seed=5",
+    )
+    assert "beginning anew" not in dtrain_here("run", gan, "seed=6", "--fresh", "--runs", runs).out
+    assert "beginning anew" not in dtrain_here("run", gan, "seed=7", "--resume", cut, "--runs", runs).out
+
+
 def test_a_run_that_is_worked_on_is_left_alone(gan: Path, tmp_path: Path, dtrain_here: Here) -> None:
     run = cut_off(gan, tmp_path, 4)
     with lock(run):

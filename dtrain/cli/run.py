@@ -6,11 +6,12 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import tomli
 
 from dtrain.cli.arguments import a_recipe, said_again
 from dtrain.cli.arguments import hang_timeout as hang_timeout_option
@@ -18,10 +19,13 @@ from dtrain.cli.arguments import scale as scale_option
 from dtrain.cli.ending import INTERRUPTED, STOPPED, complain
 from dtrain.errors import DivergedError, DtrainError
 from dtrain.events import Stopped
+from dtrain.format.files import RECIPE
 from dtrain.spec.words import visible
 
 if TYPE_CHECKING:
     from dtrain.run import Run
+
+KEYS = 4  # of a recipe that are named
 
 
 @click.command()
@@ -125,7 +129,8 @@ def run(
             other = "".join(f"; {PARTS[part]} has {words}" for part, words in ready.other_data.items())
             print(f"carrying on from {_short(ready.place.checkpoint)}{other}", flush=True)
         elif ready.engine.rank == 0:
-            for line in ready.engine.begun:
+            passed_over = () if fresh else _passed_over(ready.folder)
+            for line in (*passed_over, *ready.engine.begun):
                 print(visible(line), flush=True)
         with watch(ready) as observe, Signals(complain) as signals:
             try:
@@ -167,6 +172,29 @@ def to_see_again(again: Sequence[str], runs: Path, checkpoint: Path | None, *, a
             *([] if runs == Path("runs") else ["--runs", str(runs)]),
         ]
     )
+
+
+def _passed_over(folder: Path) -> Iterator[str]:
+    """What is said where the run before a new one was cut off, and not carried on: its recipe is another."""
+    from dtrain.format.runs import run_before, standing
+    from dtrain.recipe.compare import between
+
+    if (before := run_before(folder)) is None:
+        return
+    try:
+        known = standing(before)
+        first, second = (tomli.loads((run / RECIPE).read_text(encoding="utf-8")) for run in (before, folder))
+    except (DtrainError, OSError, ValueError, RecursionError):  # it is not this run's business
+        return
+    if known.state != "cut off":
+        return
+    first.pop("hyperparameters", None)  # whose values stand where they are referred to
+    second.pop("hyperparameters", None)
+    keys = [each.key for each in between(first, second, ())]
+    if keys:
+        more = f" and {len(keys) - KEYS} more" if len(keys) > KEYS else ""
+        differs = f"differs in {', '.join(keys[:KEYS])}{more}"
+        yield f"beginning anew: {_short(before)} was cut off at step {known.step}, and {differs}"
 
 
 def _summarise(run: "Run", *, uses_wandb: bool) -> None:

@@ -133,6 +133,11 @@ def run_name(run: Path) -> str:
     return run.absolute().parent.name
 
 
+def run_before(run: Path) -> Path | None:
+    """The newest run of the same name that is older; None where there is none."""
+    return next((other for other in _newest_first(run.parent) if other.name < run.name), None)
+
+
 def run_at(path: Path) -> Path:
     """The run that a path means: itself, or the newest of runs/NAME. Raises CheckpointError if it is none."""
     if is_run(path):
