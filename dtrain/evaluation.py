@@ -11,7 +11,7 @@ from dtrain.checkpoint.features import load_features
 from dtrain.data.loader import Loader, evaluation_batches
 from dtrain.engines.base import Engine
 from dtrain.errors import RecipeError
-from dtrain.recipe.check import clash
+from dtrain.recipe.check_metrics import clash
 from dtrain.recipe.metrics import PREFIX
 from dtrain.spec.metrics import Frechet, Metric
 from dtrain.spec.table import Imported

@@ -21,6 +21,7 @@ from dtrain.cli.run import run
 from dtrain.cli.runs import runs
 from dtrain.cli.schema import schema
 from dtrain.cli.show import show
+from dtrain.cli.sweep import sweep
 from dtrain.cli.verify import verify
 from dtrain.errors import DtrainError, RankError, RecipeError, RecipeErrors
 
@@ -33,6 +34,7 @@ def app() -> None:
 for command in (
     run,
     runs,
+    sweep,
     launch,
     evaluate,
     verify,

@@ -62,8 +62,8 @@ def _known(template: str | None) -> str:
 
 
 def _check_name(path: Path) -> None:
-    from dtrain.recipe.values import Name
     from dtrain.spec.decode import split
+    from dtrain.spec.table import Name
 
     (rule,) = split(Name)[1]
     if not re.fullmatch(rule.pattern, path.stem):

@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from dtrain.errors import RecipeError
+from dtrain.recipe.check_metrics import best, clashes, compared, measured, monitors
 from dtrain.recipe.mend import roundness
-from dtrain.recipe.metrics import evaluated, known_mode
 from dtrain.recipe.parts import Parts
 from dtrain.spec.averages import StochasticAverage
 from dtrain.spec.blocks import LayerError, shape_after
@@ -15,7 +15,7 @@ from dtrain.spec.misfits import misfits
 from dtrain.spec.models import Model, ModelSpec
 from dtrain.spec.schedules import RateSchedule
 from dtrain.spec.table import Wrong, key_of
-from dtrain.spec.words import Place, dotted, either, nearest, show
+from dtrain.spec.words import Place, dotted, nearest
 from dtrain.systems.base import System
 from dtrain.systems.composed import Composed
 
@@ -30,10 +30,11 @@ def mistakes(parts: Parts, spread: Collection[str] = ()) -> Iterator[RecipeError
     yield from _batches(parts.values.get("train"))
     yield from _precisions(parts)
     system = parts.values.get("system")
-    metrics = _evaluated(system, parts)
-    yield from _best(parts, system, metrics)
-    yield from _clashes(parts, system)
-    yield from _monitors(parts, metrics)
+    metrics = measured(system, parts)
+    yield from best(parts, system, metrics)
+    yield from compared(parts, system, metrics)
+    yield from clashes(parts, system)
+    yield from monitors(parts, metrics)
     if not isinstance(system, System):
         yield from _names(parts, {})
         return
@@ -115,86 +116,6 @@ def _precisions(parts: Parts) -> Iterator[RecipeError]:
         if getattr(model, "precision", None) is not None and found in whole:
             said = f'train.precision = "{found}" {whole[found]}, or leave this out'
             yield RecipeError(f"{dotted(('models', name))}.precision", said, is_key=True)
-
-
-def _evaluated(system: Any, parts: Parts) -> list[str]:
-    """The metrics of evaluation; empty where only a run can tell, or the table of them is not good."""
-    if "evaluate" not in parts.values and ("evaluate" in parts.table or parts.misspelt("evaluate")):
-        return []
-    return evaluated(system, parts.values["evaluate"].metrics if "evaluate" in parts.values else {})
-
-
-def _best(parts: Parts, system: Any, metrics: list[str]) -> Iterator[RecipeError]:
-    """What is wrong with the metric that checkpoints are chosen by, and that a run may end by."""
-    checkpoint, train = parts.values.get("checkpoint"), parts.values.get("train")
-    best = None if checkpoint is None else checkpoint.best
-    if best is not None and checkpoint is not None:
-        yield from (wrong := list(_metric("checkpoint.best", best, metrics)))
-        own = parts.values["evaluate"].metrics if "evaluate" in parts.values else {}
-        is_known = isinstance(system, System) or best.removeprefix("evaluate/") in own
-        if checkpoint.mode is None and not wrong and is_known and known_mode(best, system, own) is None:
-            said = f'required, as nothing says which value of {show(best)} is best; "max" or "min" would do'
-            yield RecipeError("checkpoint.mode", said)
-    if train is None or train.patience is None:
-        return
-    if best is None and (checkpoint is not None or "checkpoint" not in parts.table):
-        said = 'needs the metric that is to become better; checkpoint.best = "evaluate/loss" would do'
-        yield RecipeError("train.patience", said, is_key=True)
-    if _evaluates_never(parts):
-        said = "nothing is evaluated before the end (every.evaluate is 0); every.evaluate = 500 would do"
-        yield RecipeError("train.patience", said, is_key=True)
-
-
-def idle_choices(checkpoint: Any) -> Iterator[RecipeError]:
-    """What is said of the best checkpoints where no metric says which they are."""
-    if checkpoint is None or checkpoint.best is not None:
-        return
-    for key, is_said in (("keep_best", checkpoint.keep_best > 1), ("mode", checkpoint.mode is not None)):
-        if is_said:
-            said = 'needs the metric that says which are the best; checkpoint.best = "evaluate/loss" would do'
-            yield RecipeError(f"checkpoint.{key}", said, is_key=True)
-
-
-def _clashes(parts: Parts, system: Any) -> Iterator[RecipeError]:
-    """Metrics under names that the system has for its own."""
-    for name in getattr(parts.values.get("evaluate"), "metrics", {}):
-        if isinstance(system, System) and name in system.evaluates and evaluated(system, {}):
-            yield clash(name)
-
-
-def clash(name: str) -> RecipeError:
-    """The mistake of a metric under a name that is the system's."""
-    said = "the system evaluates this itself; another name would do"
-    return RecipeError(dotted(("evaluate", "metrics", name)), said, is_key=True)
-
-
-def _metric(key: str, found: str, metrics: list[str]) -> Iterator[RecipeError]:
-    """What is wrong with the name of a metric."""
-    own = "evaluate/" + found.rpartition("/")[2]
-    if metrics and found not in metrics:
-        said = f"found {show(found)}; {either(metrics)} would do"
-        yield RecipeError(key, said, suggestion=own if own in metrics else nearest(found, metrics))
-    elif found != own and not found.startswith("evaluate/"):
-        said = f'found {show(found)}; a metric of evaluation would do, such as "evaluate/loss"'
-        yield RecipeError(key, said, suggestion=own)
-
-
-def _monitors(parts: Parts, metrics: list[str]) -> Iterator[RecipeError]:
-    """Schedules that go by what is never evaluated."""
-    for name, optimizer in parts.values.get("optimizers", {}).items():
-        monitor, key = getattr(optimizer.schedule, "monitor", None), f"optimizers.{name}.schedule.monitor"
-        if monitor is None:
-            continue
-        yield from _metric(key, monitor, metrics)
-        if _evaluates_never(parts):
-            said = "nothing is evaluated before the end (every.evaluate is 0); every.evaluate = 500 would do"
-            yield RecipeError(key, said)
-
-
-def _evaluates_never(parts: Parts) -> bool:
-    """Whether nothing is evaluated before the end, for all one can tell."""
-    every = parts.values.get("every")
-    return not every.evaluate if every is not None else "every" not in parts.table
 
 
 def _misspelt(name: str, parts: Parts, needed: Sequence[str]) -> str | None:

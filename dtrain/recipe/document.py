@@ -20,9 +20,10 @@ class Said(NamedTuple):
     text: Text
     place: Place
     through: "Said | None" = None  # who referred to it
+    key: Place | None = None  # where its key was said, if not there
 
     def below(self, rest: Place) -> "Said":
-        return self._replace(place=self.place + rest)
+        return self._replace(place=self.place + rest, key=None) if rest else self
 
 
 class Sayings(dict[Place, Said]):

@@ -8,7 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from dtrain.recipe.check import idle_choices, mistakes, unfit_schedules
+from dtrain.recipe.check import mistakes, unfit_schedules
+from dtrain.recipe.check_metrics import idle_choices
 from dtrain.recipe.compose import compose
 from dtrain.recipe.document import Document, Said, Sayings
 from dtrain.recipe.fit import misfits

@@ -56,6 +56,8 @@ def _locate(document: Document, error: RecipeError) -> RecipeError:
 def _key_at(document: Document, place: Place) -> Said:
     """Where a key was written, whose value may have been brought there by a reference."""
     said = document.said_at(place)
+    if said.key is not None:
+        return said._replace(place=said.key)
     if said.through is None or place not in document.said:
         return said
     above = document.said_at(place[:-1]).below(place[-1:])

@@ -37,3 +37,15 @@ def best_mode(recipe: Recipe) -> Mode | None:
     if choice.best is None:
         return None
     return choice.mode or known_mode(choice.best, recipe.system, recipe.evaluate.metrics)
+
+
+def compared_by(recipe: Recipe) -> tuple[str, Mode]:
+    """The metric by which the trials of a recipe's sweep are compared, and which value of it is best."""
+    sweep, choice = recipe.sweep, recipe.checkpoint
+    assert sweep is not None
+    metric = sweep.metric or choice.best
+    assert metric is not None
+    mode = sweep.mode or (choice.mode if metric == choice.best else None)
+    mode = mode or known_mode(metric, recipe.system, recipe.evaluate.metrics)
+    assert mode is not None
+    return metric, mode

@@ -11,11 +11,12 @@ from dtrain.spec.averages import AnyAverage
 from dtrain.spec.metrics import Metric
 from dtrain.spec.models import AnyModel, without_beginning
 from dtrain.spec.optimizers import AnyOptimizer
+from dtrain.spec.sweep import Sweep
 from dtrain.spec.table import (
     Checked,
     Frozen,
     Imported,
-    Matching,
+    Name,
     Natural,
     OneOf,
     Positive,
@@ -27,12 +28,6 @@ from dtrain.spec.table import (
 from dtrain.systems.base import AnySystem
 
 AnySource = Annotated[Source | Imported, OneOf(Source)]
-Name = Annotated[
-    str,
-    Matching(
-        r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, dots, dashes and underscores, not first a dot,"
-    ),
-]
 AnyMetric = Annotated[Metric | Imported, OneOf(Metric)]
 Elsewhere = Annotated[Path, Checked(for_copies)]  # which makes a string of one that is a URL
 Precision = Literal["fp32", "tf32", "fp64", "bf16", "fp16"]
@@ -135,6 +130,7 @@ class Recipe(Table):
     evaluate: Evaluate = Evaluate()  # other data and metrics of evaluation
     checkpoint: Checkpoint = Checkpoint()  # how they are kept, and which stay
     track: Track = Track()  # who watches the run
+    sweep: Sweep | None = None  # trials with other values, for `dtrain sweep`; no run depends on it
 
     def without_beginnings(self) -> "Recipe":
         """The same where all weights are given anyway, as by a checkpoint: no model begins with others."""

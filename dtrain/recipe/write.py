@@ -30,6 +30,8 @@ def encode(value: Any) -> Any:
         if not kind and _is_family_member(value):
             kind = written_path(type(value))
         table = {key_of(f.name): encode(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        if isinstance(value, Recipe):
+            table["sweep"] = None  # of trials, each of which is a recipe of its own: no run depends on it
         return ({"kind": kind} if kind else {}) | _present(table)
     if isinstance(value, Mapping):
         return {key: encode(item) for key, item in value.items()}

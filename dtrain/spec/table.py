@@ -69,6 +69,12 @@ BelowOne = Annotated[float, Within(at_least=0, below=1)]
 Rate = Annotated[float, Within(at_least=0)]
 Above0 = Annotated[float, Within(above=0)]
 Finite = float  # every number of a recipe is
+Name = Annotated[
+    str,
+    Matching(
+        r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, dots, dashes and underscores, not first a dot,"
+    ),
+]  # of what becomes a folder
 Frozen = Mapping[str, V]  # decoded as a table that nobody can change
 
 KINDS: dict[type, dict[str, type]] = {}

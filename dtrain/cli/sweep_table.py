@@ -1,0 +1,155 @@
+"""A sweep as it goes: a table on a terminal, a line for what happens elsewhere; and what came of it."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from dtrain.cli.tables import columns
+from dtrain.recipe.cells import in_words
+from dtrain.spec.words import in_line, show
+from dtrain.sweep.drive import Watcher
+from dtrain.sweep.job import Job
+from dtrain.sweep.results import best_of, ranked, short, write_results
+from dtrain.sweep.setup import Setup
+from dtrain.sweep.study import Record, Study
+
+MOST = 20  # rows on a terminal while a sweep runs
+
+
+@contextmanager
+def open_watcher(setup: Setup, study: Study) -> Iterator[Watcher]:
+    """What shows a sweep while it runs."""
+    if not sys.stdout.isatty():
+        yield Lines(setup, study)
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(), refresh_per_second=2, transient=True) as live:
+        yield Table(setup, study, live)
+
+
+class Lines:
+    """A line for each trial that begins and that ends."""
+
+    def __init__(self, setup: Setup, study: Study):
+        self.setup, self.study = setup, study
+        for line in _kept(study):
+            print(line, flush=True)
+
+    def began(self, job: Job) -> None:
+        print(f"trial {job.trial.number}: {in_words(job.trial.settings)}", flush=True)
+
+    def ended(self, job: Job) -> None:
+        write_results(self.setup, self.study)
+        record = next(each for each in self.study.records() if each.number == job.trial.number)
+        took = time.monotonic() - job.since
+        print(f"trial {record.number}: {outcome(record, self.setup.metric)} ({took:.0f} s)", flush=True)
+
+    def tick(self, jobs: list[Job]) -> None:
+        pass
+
+
+class Table(Lines):
+    """All trials, the running ones with how far they are."""
+
+    def __init__(self, setup: Setup, study: Study, live: Any):
+        self._live = live
+        super().__init__(setup, study)
+
+    def began(self, job: Job) -> None:
+        write_results(self.setup, self.study)
+
+    def ended(self, job: Job) -> None:
+        write_results(self.setup, self.study)
+
+    def tick(self, jobs: list[Job]) -> None:
+        records = self.study.records()
+        now = {job.trial.number: job for job in jobs}
+        done = [record for record in ranked(records, self.setup.mode) if record.number not in now]
+        shown = done[: MOST - len(now)]
+        running = [record for record in records if record.number in now]
+        table = grid(self.setup, [*shown, *running], now)
+        left = len(done) - len(shown)
+        table.caption = f"{len(done)} of {self.study.count} trials" + (f", {left} not shown" if left else "")
+        self._live.update(table)
+
+
+def outcome(record: Record, metric: str) -> str:
+    """What came of a trial, in words."""
+    step = max(record.curve, default=0)
+    match record.state:
+        case "finished":
+            many = f" (mean of {len(record.values)})" if len(record.values) > 1 else ""
+            return f"{metric} {record.value:.6g}{many}"
+        case "pruned":
+            return f"ended early at step {step}, {metric} {record.curve[step]:.6g}"
+        case "failed":
+            return f"failed: {in_line(record.cause, 500)}"
+    return "saved, to be carried on"
+
+
+def print_results(setup: Setup, study: Study) -> None:
+    """All trials, the best first, and how to go on from there."""
+    records = ranked(study.records(), setup.mode)
+    keys = list(setup.sweep.axes)
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(grid(setup, records, {}))
+    else:
+        print("\n".join(columns([heads(setup, keys), *(list(cells(r, keys, None)) for r in records)])))
+    if (best := best_of(records, setup.mode)) is not None:
+        print(f"\nbest        trial {best.number}: {setup.metric} {best.value:.6g}")
+        print(f"recipe      {setup.folder / 'best.toml'}")
+
+
+def heads(setup: Setup, keys: Sequence[str]) -> list[str]:
+    """The names of a table's columns."""
+    return ["trial", *short(keys).values(), "state", "step", setup.metric]
+
+
+def cells(record: Record, keys: Sequence[str], job: Job | None) -> Iterator[str]:
+    """What a table says of a trial."""
+    yield str(record.number)
+    for key in keys:
+        value = record.settings.get(key)
+        yield (
+            "-" if key not in record.settings else f"{value:.4g}" if isinstance(value, float) else show(value)
+        )
+    step, total, value = (
+        (max(record.curve, default=None), None, record.value) if job is None else job.progress
+    )
+    yield "waiting" if job is not None and job.waits else record.state
+    yield "-" if step is None else f"{step}/{total}" if total else str(step)
+    if value is None and record.curve:
+        value = record.curve[max(record.curve)]
+    yield in_line(record.cause, 80) if record.state == "failed" else "-" if value is None else f"{value:.6g}"
+
+
+def grid(setup: Setup, records: Sequence[Record], now: dict[int, Job]) -> Any:
+    """A table for a terminal."""
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    keys = list(setup.sweep.axes)
+    table = RichTable(box=None, pad_edge=False, header_style="bold")
+    for head in heads(setup, keys):
+        table.add_column(Text(head), overflow="fold")
+    styles = {"running": "cyan", "failed": "red", "pruned": "dim"}
+    for record in records:
+        row = map(Text, cells(record, keys, now.get(record.number)))
+        table.add_row(*row, style=styles.get(record.state))
+    return table
+
+
+def _kept(study: Study) -> Iterator[str]:
+    """What earlier lives of the sweep have left."""
+    records = study.records()
+    over = sum(record.state in ("finished", "pruned", "failed") for record in records)
+    if records:
+        yield f"{over} of {study.count} trials are done" + (
+            "" if over == len(records) else ", some were cut off"
+        )

@@ -1,0 +1,170 @@
+"""A sweep as data: which keys are tried with which values, who chooses, and what trials are compared by."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import field
+from itertools import islice, product
+from typing import Annotated, Any, Literal
+
+from dtrain.spec.axes import Axis, same
+from dtrain.spec.table import (
+    Above0,
+    Frozen,
+    Name,
+    Natural,
+    OneOf,
+    Positive,
+    Table,
+    Within,
+    Wrong,
+    empty,
+    kind,
+    table,
+)
+from dtrain.spec.words import dotted, nearest, show, written
+
+MOST_CELLS = 10_000  # of a grid
+
+
+@table
+class Pruner(Table):
+    """Who ends trials early that come to nothing."""
+
+
+@kind(Pruner, "median")
+class Median(Pruner):
+    """Ends a trial whose best value so far is worse than the median of the trials before at that step."""
+
+    startup: Natural = 5  # trials that end by themselves first
+    warmup: Natural = 0  # steps before which none is ended
+
+
+@kind(Pruner, "hyperband")
+class Hyperband(Pruner):
+    """Lets a part of the trials go on at each of several steps, in brackets that begin later and later.
+
+    Source: Li et al. 2018 (arXiv:1603.06560), as Optuna carries it out.
+    """
+
+    min_steps: Positive  # before which none is ended
+    factor: Annotated[int, Within(at_least=2)] = 3  # one in so many goes on
+
+
+AnyAxis = tuple[Any, ...] | Axis
+Choose = Callable[[str, Axis], Any]  # gives a value of a key
+
+
+@table
+class Sweep(Table):
+    """Trials of a recipe with other values of some keys, and by what they are compared."""
+
+    name: Name | None = None  # it lies in runs/sweeps/NAME; that of the recipe if left out
+    axes: Frozen[AnyAxis] = field(default_factory=empty)  # by dotted key: the values that are tried
+    # who chooses: every combination, by chance, or by the trials before (both by Optuna)
+    sampler: Literal["grid", "random", "tpe", "cma_es"] = "tpe"
+    trials: Positive | None = None  # how many; to be left out of a grid, which says so itself
+    seeds: Positive = 1  # how often each is trained, with `seed` and those after it; the mean counts
+    seed: Natural = 0  # of the sampler
+    metric: str | None = None  # what trials are compared by; `checkpoint.best` if left out
+    mode: Literal["max", "min"] | None = None  # which value is best, where nothing else says it
+    value: Literal["last", "best"] = "last"  # which of a run's values counts
+    prune: Annotated[Pruner, OneOf(Pruner, imported=None)] | None = None  # who ends trials early; nobody
+    minutes: Above0 | None = None  # of all trials together, after which none begins and those running stop
+
+    def __post_init__(self) -> None:
+        if not self.axes and self.seeds == 1:
+            raise Wrong("axes", "nothing is to be tried; axes, or more `seeds`, would do")
+        for number, (key, axis) in enumerate(self.all_axes.items()):
+            self._check_axis(key, axis, list(self.all_axes)[:number])
+        if self.sampler == "grid" and self.trials is not None:
+            raise Wrong("trials", "a grid has as many as its axes have values; leave it out", is_key=True)
+        if self.sampler != "grid" and self.trials is None:
+            raise Wrong("trials", "required, but missing; trials = 20 would do")
+        if self.sampler == "grid" and len(list(islice(self._products(), MOST_CELLS + 1))) > MOST_CELLS:
+            raise Wrong("axes", f"a grid of more than {MOST_CELLS:,} trials; fewer values would do")
+
+    @property
+    def all_axes(self) -> Mapping[str, Axis]:
+        """The axes, arrays of values as tables."""
+        return {k: a if isinstance(a, Axis) else Axis(values=a) for k, a in self.axes.items()}
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether its trials are known before the first of them."""
+        return self.sampler == "grid"
+
+    def settings(self, choose: Choose) -> dict[str, Any]:
+        """What is set in one trial, by dotted key: of each axis that is on what somebody chooses."""
+        found: dict[str, Any] = {}
+        for key, axis in self.all_axes.items():
+            if not axis.is_on(found):
+                continue
+            if axis.tied is None:
+                found[key] = choose(key, axis)
+            elif axis.tied in found:
+                found[key] = axis.tied_to(found[axis.tied], self.all_axes[axis.tied].cells())
+        return found
+
+    def grid(self) -> list[dict[str, Any]]:
+        """What is set in each trial of a grid, each once, the last axis moving fastest."""
+        found: list[dict[str, Any]] = []
+        seen: set[str] = set()
+        for chosen in self._products():
+            settings = self.settings(lambda key, _, chosen=chosen: chosen[key])  # type: ignore[misc]
+            if (text := written(settings)) not in seen:
+                seen.add(text)
+                found.append(settings)
+        return found
+
+    def samples(self) -> Iterator[dict[str, Any]]:
+        """Trials that have every value of an array and both ends of numbers at least once."""
+        axes = self.all_axes
+        first = {key: axis.extremes()[0] for key, axis in axes.items() if axis.tied is None}
+        for key, axis in axes.items():
+            for value in axis.extremes() if axis.tied is None else (None,):
+                chosen = {**first, **_met(axes, key), key: value}
+                yield self.settings(lambda key, _, chosen=chosen: chosen[key])  # type: ignore[misc]
+        if not axes:
+            yield {}
+
+    def _products(self) -> Iterator[dict[str, Any]]:
+        free = {key: axis.cells() or () for key, axis in self.all_axes.items() if axis.tied is None}
+        for values in product(*free.values()):
+            yield dict(zip(free, values, strict=True))
+
+    def _check_axis(self, key: str, axis: Axis, above: list[str]) -> None:
+        place = ("axes", key)
+        for number, value in enumerate(axis.values or ()):
+            if any(same(value, other) for other in (axis.values or ())[:number]) and axis.tied is None:
+                raise Wrong(dotted(place), f"found {show(value)} twice; each value once would do")
+        if self.sampler == "grid" and axis.tied is None and axis.cells() is None:
+            said = "a grid must know how many numbers to take; points = 5 would do"
+            raise Wrong(dotted((*place, "points")), said)
+        for name, others in (("tied", () if axis.tied is None else (axis.tied,)), ("when", axis.when)):
+            for other in others:
+                if other not in above:
+                    said = f"found {show(other)}; the key of an axis above would do"
+                    at = (*place, name) if name == "tied" else (*place, name, other)
+                    raise Wrong(dotted(at), said, suggestion=nearest(other, above), is_key=name == "when")
+        for other, wanted in axis.when.items():
+            self._check_wanted((*place, "when", other), wanted, self.all_axes[other])
+        if axis.tied is not None and axis.values is not None:
+            cells = self.all_axes[axis.tied].values
+            if cells is None or len(cells) != len(axis.values):
+                wants = "has no values to go with" if cells is None else f"has {len(cells)} values"
+                said = f"found {len(axis.values)}, but {show(axis.tied)} {wants}"
+                raise Wrong(dotted((*place, "values")), said)
+
+    def _check_wanted(self, place: tuple[str, ...], wanted: Any, axis: Axis) -> None:
+        """A condition that can never hold is a mistake."""
+        cells = axis.values
+        for one in wanted if isinstance(wanted, tuple) else (wanted,):
+            if cells is not None and not any(same(one, cell) for cell in cells):
+                raise Wrong(dotted(place), f"found {show(one)}; one of {show(cells)} would do")
+
+
+def _met(axes: Mapping[str, Axis], key: str) -> dict[str, Any]:
+    """Values of the axes above by which one is on."""
+    found: dict[str, Any] = {}
+    for other, wanted in axes[key].when.items():
+        found |= _met(axes, other) | {other: wanted[0] if isinstance(wanted, tuple) else wanted}
+    return found

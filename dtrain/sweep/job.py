@@ -1,0 +1,178 @@
+"""A trial that is being worked on: its recipe, its runs one seed after the other, and how it ends."""
+
+import math
+import os
+import signal
+import time
+from pathlib import Path
+from typing import IO
+
+from dtrain.errors import DtrainError, RecipeErrors
+from dtrain.format.files import hash_of, write_synced
+from dtrain.format.metrics import METRICS, latest_in
+from dtrain.format.runs import standing
+from dtrain.recipe.plan import pace_of
+from dtrain.recipe.values import Recipe
+from dtrain.recipe.write import to_toml
+from dtrain.sweep.process import STOPPED, Process, Told, run_of
+from dtrain.sweep.setup import Setup
+from dtrain.sweep.study import Trial, try_hold
+
+MOST_STOPS = 3  # by others, after which a trial has failed
+OVER = ("finished", "stopped early")  # runs of which nothing is to be trained any more
+
+
+class Job:
+    """A trial on its way: `poll` moves it on, until it `is_over`."""
+
+    def __init__(self, trial: Trial, setup: Setup, slot: int):
+        self.trial, self.slot = trial, slot
+        self.since = time.monotonic()
+        self.is_over = self.waits = False
+        self._setup = setup
+        self._recipes: list[Recipe] = []  # of each seed
+        self._values: list[float] = []  # of the seeds that are done
+        self._runs: list[str] = []
+        self._stops = 0
+        self._is_stopped = self._is_pruned = False
+        self._process: Process | None = None
+        self._hold: IO[bytes] | None = None
+        self._told: Told | None = None
+        try:
+            self._recipes = [setup.recipe(trial.settings, seed) for seed in range(setup.sweep.seeds)]
+        except DtrainError as error:
+            first = error.errors[0] if isinstance(error, RecipeErrors) else error
+            self._fail(str(first))
+
+    @property
+    def progress(self) -> tuple[int, int | None, float | None]:
+        """The step of the run at hand, how many it has, and the newest value of the metric."""
+        if self._told is None:
+            return 0, None, None
+        try:
+            step = latest_in(self._told.run / METRICS).step
+        except DtrainError:
+            step = 0
+        pace = pace_of(self._recipe.train, self._recipe.system, None)
+        value = next(reversed(self._told.values.values()), None)
+        return step, None if pace is None else pace.total, value
+
+    def poll(self) -> None:
+        """Begin what is next, hear what was told, and see whether a run has ended."""
+        if self.is_over:
+            return
+        if self._hold is None and not self._begin():
+            return
+        status = 0 if self._process is None else self._process.status()
+        self._listen()
+        if status is not None:
+            self._end(status)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Save and end; the trial is carried on some other time."""
+        self._is_stopped = True
+        if self._process is not None:
+            self._process.stop(number)
+        elif not self.is_over:
+            self._leave()
+
+    @property
+    def _recipe(self) -> Recipe:
+        return self._recipes[min(len(self._values), len(self._recipes) - 1)]
+
+    @property
+    def _text(self) -> str:
+        return to_toml(self._recipe)
+
+    def _begin(self) -> bool:
+        """Start the run of the next seed, or take what is there; False while another process trains it."""
+        self._setup.holds.mkdir(parents=True, exist_ok=True)
+        self._hold = try_hold(self._setup.holds / hash_of(self._text.encode())[:32])
+        self.waits = self._hold is None
+        if self._hold is None:
+            return False
+        run = self._find()
+        if run is None or standing(run).state not in OVER:
+            self._process = self._start(self._hold)
+        return True
+
+    def _start(self, hold: IO[bytes]) -> Process:
+        folder = self._setup.folder / "trials"
+        folder.mkdir(parents=True, exist_ok=True)
+        seed = f"-{len(self._values)}" if len(self._recipes) > 1 else ""
+        file = folder / f"{self.trial.number:04}{seed}.toml"
+        write_synced(file, self._text.encode())
+        setup = self._setup
+        more = {"WANDB_RUN_GROUP": setup.name, "WANDB_JOB_TYPE": f"trial {self.trial.number}"}
+        more = {key: value for key, value in more.items() if key not in os.environ}
+        devices = setup.devices[self.slot] if setup.devices else ()
+        environment = setup.launch.environment(devices, more)
+        return Process(setup.launch, file, file.with_suffix(".log"), environment, (hold.fileno(),))
+
+    def _find(self) -> Path | None:
+        """The run at hand, once there is one."""
+        if self._told is None:
+            run = run_of(self._setup.launch.runs, self._recipe.name, self._text)
+            self._told = None if run is None else Told(run, self._setup.metric)
+        return None if self._told is None else self._told.run
+
+    def _listen(self) -> None:
+        """Hand on what the run of the first seed has told, until that ends the trial."""
+        if self._find() is None or self._told is None:
+            return
+        for step, value in self._told.news():
+            if self._values or self._is_pruned or math.isnan(value):
+                continue
+            if self.trial.report(step, value):
+                self._is_pruned = True
+                if self._process is not None:
+                    self._process.stop()
+
+    def _end(self, status: int) -> None:
+        process, self._process = self._process, None
+        if self._hold is not None:
+            self._hold.close()
+            self._hold = None
+        if self._told is not None:
+            self._runs = [*self._runs[: len(self._values)], self._told.run.name]
+            self.trial.note("runs", self._runs)
+        if self._is_pruned:
+            self.trial.prune()
+            self.is_over = True
+        elif status == 0:
+            self._count()
+        elif self._is_stopped:
+            self._leave()
+        elif status in STOPPED and self._stops < MOST_STOPS:
+            self._stops += 1  # somebody else's wish, who did not mean the sweep: it is carried on
+        else:
+            assert process is not None
+            cause = f"was stopped by others {self._stops + 1} times" if status in STOPPED else process.cause()
+            self._fail(cause)
+
+    def _count(self) -> None:
+        """Take the value of a run that has come to its end, and go on with the next seed."""
+        found = {} if self._told is None else self._told.values
+        if not found:
+            return self._fail(f"its run told nothing of {self._setup.metric}")
+        best = {"max": max, "min": min}[self._setup.mode]
+        value = found[max(found)] if self._setup.sweep.value == "last" else best(found.values())
+        if math.isnan(value):
+            return self._fail(f"{self._setup.metric} is not a number")
+        self._values.append(value)
+        self._told = None
+        if len(self._values) == len(self._recipes):
+            self.trial.finish(self._values)
+            self.is_over = True
+        elif self._is_stopped:
+            self._leave()
+
+    def _fail(self, cause: str) -> None:
+        self.trial.fail(cause)
+        self.is_over = True
+
+    def _leave(self) -> None:
+        self.trial.leave()
+        if self._hold is not None:
+            self._hold.close()
+        self.is_over = True

@@ -1,0 +1,137 @@
+"""A run of a trial: a process of its own, started as a user would start it, and what it has told so far."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dtrain.checkpoint.folders import recipe_of
+from dtrain.errors import DtrainError
+from dtrain.format.metrics import METRICS, lines_of
+from dtrain.spec.words import visible
+
+PYTHON = (sys.executable, "-m")
+STOPPED = (130, 143)  # statuses of a run that was asked to stop, and saved
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How runs are started: by a file of `accelerate config`, or as one process where there is none."""
+
+    runs: Path
+    config: Path | None = None
+    scale: Path | None = None
+    modules: Path | None = None  # a folder in which a recipe's own modules lie
+    threads: int = 1  # of each process
+
+    def command(self, recipe: Path, log: Path) -> list[str]:
+        """What is executed for a recipe's file."""
+        own = ["run", str(recipe), "--once", "--runs", str(self.runs)]
+        own += [] if self.scale is None else ["--scale", str(self.scale)]
+        if self.config is None:
+            return [*PYTHON, "dtrain", *own]
+        launch = ["accelerate.commands.launch", "--config_file", str(self.config)]
+        return [*PYTHON, *launch, "--main_process_port", str(_free_port()), "-m", "dtrain", *own]
+
+    def environment(self, devices: Sequence[str], more: Mapping[str, str]) -> dict[str, str]:
+        """What the processes see: some of the devices, and where modules are found."""
+        found = {**os.environ, **more}
+        found.setdefault("OMP_NUM_THREADS", str(self.threads))
+        if self.modules is not None:
+            found["PYTHONPATH"] = os.pathsep.join(
+                [*filter(None, [found.get("PYTHONPATH")]), str(self.modules.absolute())]
+            )
+        if devices:
+            found["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+        return found
+
+
+class Process:
+    """A run's process, or the launcher of its processes: a group of its own, which dies with this one."""
+
+    def __init__(
+        self, launch: Launch, recipe: Path, log: Path, environment: Mapping[str, str], holds: Sequence[int]
+    ):
+        """`holds` are locks, which it keeps although this process should die. It writes into `log`."""
+        command = [*PYTHON, "dtrain.sweep.tied", str(os.getpid()), *launch.command(recipe, log)]
+        self.log = log
+        with log.open("ab") as output:
+            self._start = output.tell()
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+                pass_fds=holds,
+            )
+
+    def status(self) -> int | None:
+        """How it ended; None while it runs."""
+        return self._process.poll()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Ask it to save and to end."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, number)
+
+    def cause(self) -> str:
+        """Why it failed, in its own words."""
+        status = self._process.returncode
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with {status}"
+        with self.log.open("rb") as file:
+            file.seek(self._start)
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+        own = [line for line in lines if line.startswith("dtrain: ")] or [line for line in lines if line]
+        return (
+            visible(own[0 if own and own[0].startswith("dtrain: ") else -1][:500])
+            if own and status > 0
+            else how
+        )
+
+
+@dataclass
+class Told:
+    """What a run has told of a metric, read as it grows; each step once, though a resume writes it again."""
+
+    run: Path
+    metric: str
+    values: dict[int, float] = field(default_factory=dict)
+    _size: int = -1
+
+    def news(self) -> Iterator[tuple[int, float]]:
+        """Steps that were not known, and what was measured there."""
+        path = self.run / METRICS
+        try:
+            size = path.stat().st_size
+            if size == self._size:
+                return
+            self._size = size
+            found = [
+                (line.step, line.numbers[self.metric])
+                for line in lines_of(path)
+                if self.metric in line.numbers
+            ]
+        except (OSError, DtrainError):  # it is being written anew
+            return
+        for step, value in found:
+            if step not in self.values:
+                self.values[step] = value
+                yield step, value
+
+
+def run_of(runs: Path, name: str, recipe: str) -> Path | None:
+    """The newest run of a resolved recipe."""
+    found = sorted((runs / name).glob("[!.]*"), reverse=True)
+    return next((run for run in found if recipe_of(run) == recipe), None)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])

@@ -1,0 +1,110 @@
+"""What came of a sweep, for whoever reads it without Optuna: trials.json, and the best trial's recipe."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from dtrain.errors import DtrainError
+from dtrain.format.files import write_synced
+from dtrain.recipe.cells import in_words
+from dtrain.recipe.write import to_toml
+from dtrain.sweep.setup import SWEEPS, Setup
+from dtrain.sweep.study import Record, Study
+
+TRIALS, BEST = "trials.json", "best.toml"
+
+
+def write_results(setup: Setup, study: Study) -> None:
+    """Write both anew. Raises DtrainError if they cannot be written."""
+    records = study.records()
+    table = {
+        "sweep": setup.name,
+        "recipe": setup.base.name,
+        "metric": setup.metric,
+        "mode": setup.mode,
+        "axes": list(setup.sweep.axes),
+        "trials": [as_table(record) for record in records],
+    }
+    best = best_of(records, setup.mode)
+    try:
+        _replace(setup.folder / TRIALS, json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+        if best is not None:
+            _replace(setup.folder / BEST, _recipe_of(setup, best))
+    except OSError as error:
+        raise DtrainError(f"{setup.folder} cannot be written: {error}") from None
+
+
+def as_table(record: Record) -> dict[str, Any]:
+    """All that is known of a trial."""
+    return {
+        "trial": record.number,
+        "state": "cut off" if record.state == "running" else record.state,
+        "settings": dict(record.settings),
+        "value": record.value,
+        "values": list(record.values),
+        "step": max(record.curve, default=None),
+        "runs": list(record.runs),
+        "cause": record.cause or None,
+    }
+
+
+def best_of(records: Sequence[Record], mode: Literal["max", "min"]) -> Record | None:
+    """The trial with the best value, the first of several; None where none has one."""
+    found = [record for record in records if record.value is not None]
+    sign = 1 if mode == "min" else -1
+    return min(found, key=lambda record: (sign * (record.value or 0.0), record.number), default=None)
+
+
+def ranked(records: Sequence[Record], mode: Literal["max", "min"]) -> list[Record]:
+    """Trials, the best first, then those that were ended early by how far they came, then all others."""
+    sign = 1 if mode == "min" else -1
+
+    def place(record: Record) -> tuple[int, float, int]:
+        if record.value is not None:
+            return 0, sign * record.value, record.number
+        step = max(record.curve, default=0)
+        return (1 if record.state == "pruned" else 2), -step, record.number
+
+    return sorted(records, key=place)
+
+
+def short(keys: Sequence[str]) -> dict[str, str]:
+    """Dotted keys by their last parts, as many as tell them apart."""
+    found: dict[str, str] = {}
+    for key in keys:
+        parts = key.split(".")
+        for length in range(1, len(parts) + 1):
+            end = ".".join(parts[-length:])
+            if sum(other in (key, end) or other.endswith(f".{end}") for other in keys) == 1:
+                break
+        found[key] = end
+    return found
+
+
+def read_results(runs: Path, name: str) -> dict[str, Any]:
+    """The table of a sweep in a folder of runs. Raises DtrainError if there is none."""
+    path = runs / SWEEPS / name / TRIALS
+    try:
+        table = json.loads(path.read_text())
+        if not isinstance(table, Mapping) or not isinstance(table.get("trials"), list):
+            raise ValueError("it is no table of trials")
+    except FileNotFoundError:
+        there = sorted(file.parent.name for file in (runs / SWEEPS).glob(f"*/{TRIALS}"))
+        known = f"there {'is' if len(there) == 1 else 'are'} {', '.join(there)}" if there else "there is none"
+        raise DtrainError(f"{runs} has no sweep {name!r}; {known}") from None
+    except (OSError, ValueError) as error:
+        raise DtrainError(f"{path} cannot be read: {error}") from None
+    return dict(table)
+
+
+def _recipe_of(setup: Setup, best: Record) -> str:
+    head = f"# Trial {best.number} of the sweep {setup.name}: {setup.metric} {best.value:.6g}"
+    settings = f"\n#     {in_words(best.settings)}" if best.settings else ""
+    return f"{head}{settings}\n{to_toml(setup.recipe(best.settings))}"
+
+
+def _replace(path: Path, text: str) -> None:
+    new = path.with_name(f".{path.name}.new")
+    write_synced(new, text.encode())
+    new.replace(path)

@@ -1,0 +1,249 @@
+"""The trials of a sweep, kept in Optuna's journal: what each tries, what came of it, which come next."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, cast
+
+import optuna
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from dtrain.errors import DtrainError
+from dtrain.recipe.cells import thawed
+from dtrain.spec.sweep import Hyperband, Median, Sweep
+from dtrain.sweep.samplers import choice, open_sampler
+
+JOURNAL, HOLDS = "journal.log", ".trials"
+AGAIN = "again"  # the trial that failed and is tried once more by this one
+LOOKS = 10  # at a lock, before it is somebody's
+LONGEST = 1 << 20  # bytes of a line of the journal
+State = Literal["running", "cut off", "finished", "pruned", "failed"]
+STATES: Mapping[TrialState, State] = {
+    TrialState.RUNNING: "cut off",
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a trial. `value` is the mean of `values`, one of each seed."""
+
+    number: int
+    state: State
+    settings: Mapping[str, Any]
+    value: float | None
+    values: tuple[float, ...]
+    curve: Mapping[int, float]  # of its first seed, by step
+    runs: tuple[str, ...]  # their folders' names
+    cause: str  # of one that failed
+
+
+class Study:
+    """A sweep's trials, on which several processes may work."""
+
+    def __init__(self, folder: Path, sweep: Sweep, name: str, mode: Literal["min", "max"], steps: int):
+        """`name` says which of the journal's studies it is, `steps` how long the longest trial is.
+
+        Raises DtrainError if the journal cannot be read or written.
+        """
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.folder, self.sweep = folder, sweep
+        journal = folder / JOURNAL
+        self.count = len(sweep.grid()) if sweep.is_grid else sweep.trials or 0
+        try:
+            (folder / HOLDS).mkdir(parents=True, exist_ok=True)
+            self._study = optuna.create_study(
+                storage=JournalStorage(JournalFileBackend(str(journal), cast(Any, Lock(journal)))),
+                study_name=name,
+                direction="minimize" if mode == "min" else "maximize",
+                sampler=open_sampler(sweep),
+                pruner=_pruner(sweep, steps),
+                load_if_exists=True,
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise DtrainError(f"{journal} cannot be used: {error}") from None
+
+    def begin(self, again: set[int] | None = None) -> "Trial | None":
+        """A trial to work on: one that was cut off, the next, or one of those that failed and are to begin
+        `again`, which it is taken from; None where there is none.
+        """
+        with held(self.folder / ".lock"):
+            trials = self._study.get_trials(deepcopy=False)
+            for found in trials:
+                if found.state == TrialState.RUNNING and (hold := self._hold(found.number)) is not None:
+                    return Trial(optuna.Trial(self._study, found._trial_id), self, hold)
+            if sum(AGAIN not in found.user_attrs for found in trials) < self.count:
+                return self._held(self._study.ask())
+            return self._held(self._again(again.pop())) if again else None
+
+    def spend(self, seconds: float) -> None:
+        """Note that so many seconds were spent, by whoever did so longest."""
+        if seconds > self.seconds:
+            self._study.set_user_attr("seconds", round(seconds, 1))
+
+    @property
+    def seconds(self) -> float:
+        """How long trials have been worked on, in all lives of the sweep."""
+        return float(self._study.user_attrs.get("seconds", 0.0))
+
+    def records(self) -> list[Record]:
+        """All trials that have begun, in their order; of one that was trained again what came last."""
+        found: dict[int, Record] = {}
+        for trial in self._study.get_trials(deepcopy=False):
+            own = trial.user_attrs
+            number = own.get(AGAIN, trial.number)
+            is_held = trial.state == TrialState.RUNNING and self._is_held(trial.number)
+            found[number] = Record(
+                number,
+                "running" if is_held else STATES.get(trial.state, "cut off"),
+                own.get("settings", {}),
+                trial.value if trial.state == TrialState.COMPLETE else None,
+                tuple(own.get("values", ())),
+                dict(sorted(trial.intermediate_values.items())),
+                tuple(own.get("runs", ())),
+                own.get("cause", ""),
+            )
+        return list(found.values())
+
+    def _again(self, number: int) -> optuna.Trial:
+        """Another trial that tries what one has tried."""
+        old = self._study.get_trials(deepcopy=False)[number]
+        new = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=old.params,
+            distributions=old.distributions,
+            user_attrs={AGAIN: number, "settings": old.user_attrs.get("settings", {})},
+        )
+        storage = self._study._storage
+        return optuna.Trial(self._study, storage.create_new_trial(self._study._study_id, new))
+
+    def _held(self, trial: optuna.Trial) -> "Trial":
+        hold = self._hold(trial.number)
+        assert hold is not None
+        return Trial(trial, self, hold)
+
+    def _hold(self, number: int) -> IO[bytes] | None:
+        return try_hold(self.folder / HOLDS / f"{number:04}")
+
+    def _is_held(self, number: int) -> bool:
+        with (self.folder / HOLDS / f"{number:04}").open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+
+class Trial:
+    """A trial that this process works on, until it is told what came of it."""
+
+    def __init__(self, trial: optuna.Trial, study: Study, hold: IO[bytes]):
+        self._trial, self._study, self._hold = trial, study, hold
+        self.number: int = trial.user_attrs.get(AGAIN, trial.number)
+        self.settings = study.sweep.settings(lambda key, axis: choice(trial, study.sweep, key, axis))
+        self.note("settings", thawed(self.settings))
+        self._told = set(study._study._storage.get_trial(trial._trial_id).intermediate_values)
+
+    def note(self, name: str, value: Any) -> None:
+        """Keep something about it, such as JSON has."""
+        if self._trial.user_attrs.get(name) != value:
+            self._trial.set_user_attr(name, value)
+
+    def report(self, step: int, value: float) -> bool:
+        """Keep what was measured at a step; whether the trial is to end there."""
+        if step not in self._told:
+            self._told.add(step)
+            self._trial.report(value, step)
+        return self._trial.should_prune()
+
+    def finish(self, values: Sequence[float]) -> None:
+        """It was trained to its end with every seed."""
+        self.note("values", list(values))
+        self._tell(TrialState.COMPLETE, sum(values) / len(values))
+
+    def prune(self) -> None:
+        """It was ended early."""
+        self._tell(TrialState.PRUNED)
+
+    def fail(self, cause: str) -> None:
+        """It could not be trained."""
+        self.note("cause", cause)
+        self._tell(TrialState.FAIL)
+
+    def leave(self) -> None:
+        """Let it be carried on later."""
+        self._hold.close()
+
+    def _tell(self, state: TrialState, value: float | None = None) -> None:
+        self._study._study.tell(self._trial, value, state=state)
+        self._hold.close()
+
+
+class Lock:
+    """The journal's lock, which the system frees, whatever becomes of its holder.
+
+    Optuna's own is a file that somebody who is killed leaves behind. A line that was torn is cut off.
+    """
+
+    def __init__(self, journal: Path):
+        self._journal = journal
+        self._file: IO[bytes] | None = None
+
+    def acquire(self) -> bool:
+        self._file = self._journal.with_suffix(".lock").open("ab")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        with self._journal.open("rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - LONGEST, 0))
+            torn = file.read().rpartition(b"\n")[2]
+            if torn:
+                file.truncate(size - len(torn))
+        return True
+
+    def release(self) -> None:
+        assert self._file is not None
+        self._file.close()
+
+
+def try_hold(path: Path) -> IO[bytes] | None:
+    """A file, locked until it is closed by this process and by all that it was handed on to; or None.
+
+    Those who only look, as `records` does, have it for microseconds.
+    """
+    file = path.open("ab")
+    for _ in range(LOOKS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            time.sleep(0.005)
+    file.close()
+    return None
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Wait for a lock and hold it."""
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _pruner(sweep: Sweep, steps: int) -> BasePruner:
+    match sweep.prune:
+        case Median(startup=startup, warmup=warmup):
+            return MedianPruner(n_startup_trials=startup, n_warmup_steps=warmup)
+        case Hyperband(min_steps=least, factor=factor):
+            return HyperbandPruner(
+                min_resource=least, max_resource=max(steps, least), reduction_factor=factor
+            )
+    return NopPruner()
