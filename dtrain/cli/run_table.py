@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,24 @@ import click
 from dtrain.cli.tables import age, bytes_text, columns, moment
 from dtrain.errors import DtrainError
 from dtrain.format.runs import Standing, run_name, size_and_time, standing
+from dtrain.format.sweeps import read_sweep, short
 from dtrain.format.wandb_folder import how_to_look, url_of, was_offline
 from dtrain.spec.words import in_line, nearest
+from dtrain.spec.words import show as show_value
 
 MOST_COMMANDS = 3  # that are printed under a table
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a table says of the trial that a run is of."""
+
+    number: int
+    state: str
+    settings: Mapping[str, Any]  # what it tried, by dotted key
+    names: Mapping[str, str]  # the same keys, and those that it left as they are, by what tells them apart
+    metric: str  # by which the sweep compares
+    mode: str
 
 
 @dataclass(frozen=True)
@@ -26,25 +40,43 @@ class Row:
     standing: Standing
     size: int  # bytes
     moved: float  # seconds since 1970
+    trial: "Trial | None" = None  # of a sweep that it is a run of
 
     @property
     def name(self) -> str:
         return run_name(self.folder)
 
+    @property
+    def state(self) -> str:
+        """How the run stands; of one that its sweep has ended, that."""
+        is_ended = self.trial is not None and self.trial.state in ("pruned", "failed")
+        return self.trial.state if self.trial is not None and is_ended else self.standing.state
+
 
 KEYS: dict[str, Callable[[Row], Any]] = {
     "name": lambda row: row.name,
     "id": lambda row: row.folder.name,
-    "state": lambda row: row.standing.state,
+    "state": lambda row: row.state,
     "step": lambda row: -row.standing.step,
     "size": lambda row: -row.size,
     "moved": lambda row: -row.moved,
 }  # what a table is sorted by besides metrics, numbers from the largest
 
 
-def look_at(run: Path) -> Row:
+def look_at(run: Path, trial: Trial | None = None) -> Row:
     """What a table says of a run."""
-    return Row(run, standing(run), *size_and_time(run))
+    return Row(run, standing(run), *size_and_time(run), trial)
+
+
+def trials_by_run(folder: Path, sweep: str) -> dict[str, Trial]:
+    """The trials of a sweep, by the folders of their runs. Raises DtrainError if there is no such sweep."""
+    table = read_sweep(folder, sweep)
+    names = short(table["axes"])
+    return {
+        run: Trial(each["trial"], each["state"], each["settings"], names, table["metric"], table["mode"])
+        for each in table["trials"]
+        for run in each["runs"]
+    }
 
 
 def sort(rows: Sequence[Row], key: str | None) -> Sequence[Row]:
@@ -59,7 +91,13 @@ def sort(rows: Sequence[Row], key: str | None) -> Sequence[Row]:
         hint = "" if near is None else f'; did you mean "{near}"?'
         raise DtrainError(f'--sort "{key}": no run has told of it{hint}')
     bests = [row.standing.best for row in rows]
-    sign = 1 if any(best is not None and (best.metric, best.mode) == (key, "min") for best in bests) else -1
+    ways = {(row.trial.metric, row.trial.mode) for row in rows if row.trial is not None}
+    sign = (
+        1
+        if (key, "min") in ways
+        or any(best is not None and (best.metric, best.mode) == (key, "min") for best in bests)
+        else -1
+    )
 
     def place(row: Row) -> tuple[int, float]:
         value = row.standing.latest.metrics.get(key)
@@ -76,6 +114,7 @@ def show(rows: Sequence[Row], key: str | None) -> None:
     heads = [
         "name",
         "id",
+        *_heads(rows),
         "state",
         "step",
         *([] if metric is None else [metric]),
@@ -103,7 +142,10 @@ def cells(row: Row, metric: str | None, when: Callable[[float], str]) -> Iterato
     known = row.standing
     yield in_line(row.name)
     yield in_line(row.folder.name)
-    yield known.state
+    if row.trial is not None:
+        yield str(row.trial.number)
+        yield from (_tried(row.trial.settings.get(key)) for key in row.trial.names)
+    yield row.state
     yield f"{known.step}/{'?' if known.total is None else known.total}"
     if metric is not None:
         value = known.latest.metrics.get(metric)
@@ -115,6 +157,24 @@ def cells(row: Row, metric: str | None, when: Callable[[float], str]) -> Iterato
     yield in_line(url_of(row.folder) or ("offline" if was_offline(row.folder) else "-"))
 
 
+def _heads(rows: Sequence[Row]) -> Iterator[str]:
+    """The columns of what trials tried."""
+    trial = rows[0].trial
+    if trial is not None:
+        yield "trial"
+        yield from map(in_line, trial.names.values())
+
+
+def _tried(value: Any) -> str:
+    return (
+        "-"
+        if value is None
+        else f"{value:.4g}"
+        if isinstance(value, float)
+        else in_line(show_value(value), 40)
+    )
+
+
 def as_table(row: Row) -> dict[str, Any]:
     """All that is known of a run."""
     known, latest = row.standing, row.standing.latest
@@ -123,7 +183,8 @@ def as_table(row: Row) -> dict[str, Any]:
         "name": row.name,
         "id": row.folder.name,
         "path": str(row.folder),
-        "state": known.state,
+        **({} if row.trial is None else {"trial": row.trial.number, "settings": row.trial.settings}),
+        "state": row.state,
         "problem": known.problem or None,
         "step": known.step,
         "total": known.total,

@@ -11,6 +11,7 @@ from dtrain.errors import DtrainError
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("runs"))
 @click.option("--name", metavar="NAME", help="Only runs of recipes of this name.")
+@click.option("--sweep", metavar="NAME", help="Only runs of a sweep's trials, with what each tried.")
 @click.option(
     "--sort",
     "key",
@@ -18,14 +19,14 @@ from dtrain.errors import DtrainError
     help="By name, id, state, step, size, moved or a metric: evaluate/accuracy.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print all that is known of them as JSON.")
-def runs(folder: Path, name: str | None, key: str | None, as_json: bool) -> None:
+def runs(folder: Path, name: str | None, sweep: str | None, key: str | None, as_json: bool) -> None:
     """Print a table of the runs in a folder, the newest first.
 
     A run is running, finished, stopped early, cut off (the command that began it carries on), without a
-    checkpoint yet, or damaged. By a metric those come first whose last value is the best, where a run says
-    which way that is, or else the highest.
+    checkpoint yet, or damaged; one of a sweep may be pruned, too: ended early by it. By a metric those come
+    first whose last value is the best, where a run says which way that is, or else the highest.
     """
-    from dtrain.cli.run_table import as_table, look_at, show, sort
+    from dtrain.cli.run_table import as_table, look_at, show, sort, trials_by_run
     from dtrain.cli.tables import finite
     from dtrain.format.runs import run_name, runs_in
     from dtrain.spec.words import in_line
@@ -33,11 +34,16 @@ def runs(folder: Path, name: str | None, key: str | None, as_json: bool) -> None
     if not folder.is_dir():
         found = "is no folder" if folder.exists() else "does not exist"
         raise DtrainError(f"{folder} {found}; a folder of runs would do")
-    rows = sort([look_at(run) for run in runs_in(folder) if name in (None, run_name(run))], key)
+    trials = {} if sweep is None else trials_by_run(folder, sweep)
+    wanted = [run for run in runs_in(folder) if name in (None, run_name(run))]
+    rows = [look_at(run, trials.get(run.name)) for run in wanted if sweep is None or run.name in trials]
+    rows = list(sort(rows, key))
     if as_json:
         click.echo(json.dumps(finite([as_table(row) for row in rows]), indent=2, allow_nan=False))
     elif rows:
         show(rows, key)
     else:
         of_name = "" if name is None else f" of the name {in_line(name)}"
-        click.echo(f"{in_line(folder)} has no runs{of_name}; `dtrain run RECIPE` makes one")
+        of_sweep = "" if sweep is None else f" of the sweep {in_line(sweep)}"
+        how = "run" if sweep is None else "sweep"
+        click.echo(f"{in_line(folder)} has no runs{of_name}{of_sweep}; `dtrain {how} RECIPE` makes one")

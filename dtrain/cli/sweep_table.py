@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from dtrain.cli.tables import columns
+from dtrain.format.sweeps import short
 from dtrain.recipe.cells import in_words
 from dtrain.spec.words import in_line, show
 from dtrain.sweep.drive import Watcher
 from dtrain.sweep.job import Job
-from dtrain.sweep.results import best_of, ranked, short, write_results
+from dtrain.sweep.results import best_of, outcome, ranked, write_results
 from dtrain.sweep.setup import Setup
 from dtrain.sweep.study import Record, Study
 
@@ -75,20 +76,6 @@ class Table(Lines):
         left = len(done) - len(shown)
         table.caption = f"{len(done)} of {self.study.count} trials" + (f", {left} not shown" if left else "")
         self._live.update(table)
-
-
-def outcome(record: Record, metric: str) -> str:
-    """What came of a trial, in words."""
-    step = max(record.curve, default=0)
-    match record.state:
-        case "finished":
-            many = f" (mean of {len(record.values)})" if len(record.values) > 1 else ""
-            return f"{metric} {record.value:.6g}{many}"
-        case "pruned":
-            return f"ended early at step {step}, {metric} {record.curve[step]:.6g}"
-        case "failed":
-            return f"failed: {in_line(record.cause, 500)}"
-    return "saved, to be carried on"
 
 
 def print_results(setup: Setup, study: Study) -> None:

@@ -102,6 +102,33 @@ def slurm(job: Job, *, time: str, options: Sequence[str], before: Sequence[str])
     )
 
 
+def slurm_array(
+    name: str,
+    recipe: str,
+    command: Sequence[str],
+    *,
+    tasks: int,
+    time: str,
+    output: str,
+    options: Sequence[str],
+    before: Sequence[str],
+) -> str:
+    """A script for sbatch of so many tasks that carry out one command side by side: a sweep."""
+    return fill(
+        "sweep.sbatch",
+        {
+            "what": f"A sweep of {recipe}, {tasks} trial{'s' * (tasks > 1)} at a time",
+            "name": name,
+            "last": tasks - 1,
+            "time": time,
+            "output": output,
+            "options": "\n".join(f"#SBATCH {option}" for option in options),
+            "before": "\n".join(before),
+            "command": shlex.join(command),
+        },
+    )
+
+
 def kubernetes(job: Job, *, kind: str, image: str, claim: str, restarts: int) -> str:
     """A JobSet or a TrainJob; recipe, data and runs lie on the volume that is claimed.
 

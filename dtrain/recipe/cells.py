@@ -68,9 +68,24 @@ def in_words(settings: Settings) -> str:
     return ", ".join(f"{key} = {show(value)}" for key, value in settings.items())
 
 
+def places(table: Any, place: Place) -> Iterator[Place]:
+    """The places that a key with a `*` means: that of this name, or else each that is there."""
+    for number, part in enumerate(place):
+        above = place[:number]
+        if part == "*" and has(table, above) and not has(table, (*above, "*")):
+            inside: Any = table
+            for step in above:
+                inside = inside[step]
+            if isinstance(inside, dict) and inside:
+                for name in list(inside):
+                    yield from places(table, (*above, name, *place[number + 1 :]))
+                return
+    yield place
+
+
 def _set(document: Document, key: str, value: Any, axis: Axis, said: Said) -> None:
     """Set a key, or with a `*` that names nothing all that stand there."""
-    for place in _places(document.table, placed_in(key)):
+    for place in places(document.table, placed_in(key)):
         new = next((n for n in range(1, len(place) + 1) if not has(document.table, place[:n])), len(place))
         try:
             put(document, place, thawed(value), said.text)
@@ -92,21 +107,6 @@ def thawed(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: thawed(item) for key, item in value.items()}
     return [thawed(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _places(table: Any, place: Place) -> Iterator[Place]:
-    """The places that a key with a `*` means: that of this name, or else each that is there."""
-    for number, part in enumerate(place):
-        above = place[:number]
-        if part == "*" and has(table, above) and not has(table, (*above, "*")):
-            inside: Any = table
-            for step in above:
-                inside = inside[step]
-            if isinstance(inside, dict) and inside:
-                for name in list(inside):
-                    yield from _places(table, (*above, name, *place[number + 1 :]))
-                return
-    yield place
 
 
 def _said(written: Document, sweep: Sweep, key: str, value: Any, settings: Settings) -> Said:

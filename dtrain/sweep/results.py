@@ -1,18 +1,20 @@
 """What came of a sweep, for whoever reads it without Optuna: trials.json, and the best trial's recipe."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from dtrain.errors import DtrainError
 from dtrain.format.files import write_synced
+from dtrain.format.sweeps import TRIALS
 from dtrain.recipe.cells import in_words
 from dtrain.recipe.write import to_toml
-from dtrain.sweep.setup import SWEEPS, Setup
+from dtrain.spec.words import in_line
+from dtrain.sweep.setup import Setup
 from dtrain.sweep.study import Record, Study
 
-TRIALS, BEST = "trials.json", "best.toml"
+BEST = "best.toml"
 
 
 def write_results(setup: Setup, study: Study) -> None:
@@ -69,33 +71,18 @@ def ranked(records: Sequence[Record], mode: Literal["max", "min"]) -> list[Recor
     return sorted(records, key=place)
 
 
-def short(keys: Sequence[str]) -> dict[str, str]:
-    """Dotted keys by their last parts, as many as tell them apart."""
-    found: dict[str, str] = {}
-    for key in keys:
-        parts = key.split(".")
-        for length in range(1, len(parts) + 1):
-            end = ".".join(parts[-length:])
-            if sum(other in (key, end) or other.endswith(f".{end}") for other in keys) == 1:
-                break
-        found[key] = end
-    return found
-
-
-def read_results(runs: Path, name: str) -> dict[str, Any]:
-    """The table of a sweep in a folder of runs. Raises DtrainError if there is none."""
-    path = runs / SWEEPS / name / TRIALS
-    try:
-        table = json.loads(path.read_text())
-        if not isinstance(table, Mapping) or not isinstance(table.get("trials"), list):
-            raise ValueError("it is no table of trials")
-    except FileNotFoundError:
-        there = sorted(file.parent.name for file in (runs / SWEEPS).glob(f"*/{TRIALS}"))
-        known = f"there {'is' if len(there) == 1 else 'are'} {', '.join(there)}" if there else "there is none"
-        raise DtrainError(f"{runs} has no sweep {name!r}; {known}") from None
-    except (OSError, ValueError) as error:
-        raise DtrainError(f"{path} cannot be read: {error}") from None
-    return dict(table)
+def outcome(record: Record, metric: str) -> str:
+    """What came of a trial, in words."""
+    step = max(record.curve, default=0)
+    match record.state:
+        case "finished":
+            many = f" (mean of {len(record.values)})" if len(record.values) > 1 else ""
+            return f"{metric} {record.value:.6g}{many}"
+        case "pruned":
+            return f"ended early at step {step}, {metric} {record.curve[step]:.6g}"
+        case "failed":
+            return f"failed: {in_line(record.cause, 500)}"
+    return "saved, to be carried on"
 
 
 def _recipe_of(setup: Setup, best: Record) -> str:

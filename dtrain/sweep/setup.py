@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dtrain.errors import DtrainError, RecipeError
+from dtrain.format.sweeps import SWEEPS
 from dtrain.recipe.cells import check_trials, trial
 from dtrain.recipe.document import Document, copied
 from dtrain.recipe.load import from_document
@@ -19,7 +20,6 @@ from dtrain.recipe.write import encode, to_toml
 from dtrain.spec.sweep import Sweep
 from dtrain.sweep.process import Launch
 
-SWEEPS = "sweeps"  # the folder of all, in the folder of runs
 UNCOUNTED = ("name", "trials", "minutes")  # of the table: what changes no trial, so that a sweep can go on
 
 

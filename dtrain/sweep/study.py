@@ -19,6 +19,7 @@ from dtrain.errors import DtrainError
 from dtrain.recipe.cells import thawed
 from dtrain.spec.sweep import Hyperband, Median, Sweep
 from dtrain.sweep.samplers import choice, open_sampler
+from dtrain.sweep.setup import Setup
 
 JOURNAL, HOLDS = "journal.log", ".trials"
 AGAIN = "again"  # the trial that failed and is tried once more by this one
@@ -61,7 +62,7 @@ class Study:
         self.count = len(sweep.grid()) if sweep.is_grid else sweep.trials or 0
         try:
             (folder / HOLDS).mkdir(parents=True, exist_ok=True)
-            self._study = optuna.create_study(
+            self.optuna = optuna.create_study(
                 storage=JournalStorage(JournalFileBackend(str(journal), cast(Any, Lock(journal)))),
                 study_name=name,
                 direction="minimize" if mode == "min" else "maximize",
@@ -77,28 +78,28 @@ class Study:
         `again`, which it is taken from; None where there is none.
         """
         with held(self.folder / ".lock"):
-            trials = self._study.get_trials(deepcopy=False)
+            trials = self.optuna.get_trials(deepcopy=False)
             for found in trials:
                 if found.state == TrialState.RUNNING and (hold := self._hold(found.number)) is not None:
-                    return Trial(optuna.Trial(self._study, found._trial_id), self, hold)
+                    return Trial(optuna.Trial(self.optuna, found._trial_id), self, hold)
             if sum(AGAIN not in found.user_attrs for found in trials) < self.count:
-                return self._held(self._study.ask())
+                return self._held(self.optuna.ask())
             return self._held(self._again(again.pop())) if again else None
 
     def spend(self, seconds: float) -> None:
         """Note that so many seconds were spent, by whoever did so longest."""
         if seconds > self.seconds:
-            self._study.set_user_attr("seconds", round(seconds, 1))
+            self.optuna.set_user_attr("seconds", round(seconds, 1))
 
     @property
     def seconds(self) -> float:
         """How long trials have been worked on, in all lives of the sweep."""
-        return float(self._study.user_attrs.get("seconds", 0.0))
+        return float(self.optuna.user_attrs.get("seconds", 0.0))
 
     def records(self) -> list[Record]:
         """All trials that have begun, in their order; of one that was trained again what came last."""
         found: dict[int, Record] = {}
-        for trial in self._study.get_trials(deepcopy=False):
+        for trial in self.optuna.get_trials(deepcopy=False):
             own = trial.user_attrs
             number = own.get(AGAIN, trial.number)
             is_held = trial.state == TrialState.RUNNING and self._is_held(trial.number)
@@ -116,15 +117,15 @@ class Study:
 
     def _again(self, number: int) -> optuna.Trial:
         """Another trial that tries what one has tried."""
-        old = self._study.get_trials(deepcopy=False)[number]
+        old = self.optuna.get_trials(deepcopy=False)[number]
         new = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             params=old.params,
             distributions=old.distributions,
             user_attrs={AGAIN: number, "settings": old.user_attrs.get("settings", {})},
         )
-        storage = self._study._storage
-        return optuna.Trial(self._study, storage.create_new_trial(self._study._study_id, new))
+        storage = self.optuna._storage
+        return optuna.Trial(self.optuna, storage.create_new_trial(self.optuna._study_id, new))
 
     def _held(self, trial: optuna.Trial) -> "Trial":
         hold = self._hold(trial.number)
@@ -143,6 +144,11 @@ class Study:
         return False
 
 
+def open_study(setup: Setup) -> Study:
+    """The trials of a sweep that was made ready. Raises DtrainError if its journal cannot be used."""
+    return Study(setup.folder, setup.sweep, setup.identity, setup.mode, setup.steps)
+
+
 class Trial:
     """A trial that this process works on, until it is told what came of it."""
 
@@ -151,7 +157,7 @@ class Trial:
         self.number: int = trial.user_attrs.get(AGAIN, trial.number)
         self.settings = study.sweep.settings(lambda key, axis: choice(trial, study.sweep, key, axis))
         self.note("settings", thawed(self.settings))
-        self._told = set(study._study._storage.get_trial(trial._trial_id).intermediate_values)
+        self._told = set(study.optuna._storage.get_trial(trial._trial_id).intermediate_values)
 
     def note(self, name: str, value: Any) -> None:
         """Keep something about it, such as JSON has."""
@@ -184,7 +190,7 @@ class Trial:
         self._hold.close()
 
     def _tell(self, state: TrialState, value: float | None = None) -> None:
-        self._study._study.tell(self._trial, value, state=state)
+        self._study.optuna.tell(self._trial, value, state=state)
         self._hold.close()
 
 
