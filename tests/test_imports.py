@@ -19,6 +19,7 @@ PACKAGE = Path(dtrain.__file__).parent
 # From the top: a package imports from itself and from those below it.
 LAYERS = (
     {"cli"},
+    {"sweep"},
     {
         "loop",
         "diverged",

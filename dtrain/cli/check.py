@@ -34,6 +34,8 @@ def check(
     """
     from dtrain.cli.plan import print_plan
     from dtrain.cli.trust import trust_of
+    from dtrain.recipe.cells import check_trials
+    from dtrain.recipe.document import copied
     from dtrain.recipe.fit import check_data
     from dtrain.recipe.load import from_document, read
     from dtrain.recipe.locate import located
@@ -42,11 +44,14 @@ def check(
 
     try:
         document = read(recipe, overrides, set_files=set_files, trust=trust_of(untrusted, trust))
+        written = copied(document)
         loaded = from_document(document, imports=imports, hashes=False)
         scale = read_scale({}, scale_file, loaded)
         if errors := list(misfits(loaded, scale.engine)):
             raise located(document, errors)
         data = check_data(loaded, document, processes)
+        if loaded.sweep is not None:
+            check_trials(written, loaded.sweep)
     except DtrainError as error:
         if not as_json:
             raise

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from dtrain.errors import RecipeError
 from dtrain.recipe.document import has
 from dtrain.recipe.values import Recipe
+from dtrain.spec.axes import Axis
 from dtrain.spec.decode import UnknownKey, fields_of, own_keys, split
 from dtrain.spec.layers import Layer
 from dtrain.spec.lengths import Span
@@ -18,6 +19,7 @@ from dtrain.spec.losses import Term
 from dtrain.spec.metrics import Metric
 from dtrain.spec.models import ModelSpec
 from dtrain.spec.schedules import Part, RateSchedule
+from dtrain.spec.sweep import Pruner
 from dtrain.spec.table import Imported, OneOf, key_of
 from dtrain.spec.weights import WeightsFile
 from dtrain.spec.words import Place, either, placed
@@ -70,6 +72,8 @@ def tables() -> Iterator[tuple[str, type]]:
     yield "a part of a sequence", Part
     yield "a length", Span
     yield from _family("a metric", OneOf(Metric))
+    yield "an axis", Axis
+    yield from _family("a pruner", OneOf(Pruner))
     yield "[models.NAME]", ModelSpec
     yield "[models.NAME.weights]", WeightsFile
     yield "[[system.phases]]", PhaseTable

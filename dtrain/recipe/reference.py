@@ -21,6 +21,7 @@ from dtrain.recipe.keys import arms_of, default_of
 from dtrain.recipe.values import Checkpoint, Evaluate, Every, Recipe, Track, Train
 from dtrain.recipe.write import encode
 from dtrain.spec.averages import Average
+from dtrain.spec.axes import Axis
 from dtrain.spec.decode import ARRAYS, WANTED, fields_of, own_keys, split
 from dtrain.spec.initial import Initial
 from dtrain.spec.layers import ImportedLayer, Layer
@@ -31,6 +32,7 @@ from dtrain.spec.models import ModelSpec, StoredModel
 from dtrain.spec.optimizers import ImportedOptimizer, Optimizer
 from dtrain.spec.rates import ImportedSchedule
 from dtrain.spec.schedules import Part, RateSchedule
+from dtrain.spec.sweep import Pruner, Sweep
 from dtrain.spec.table import OneOf, Within
 from dtrain.spec.weights import WeightsFile
 from dtrain.spec.words import either, written
@@ -44,6 +46,7 @@ FAMILIES = {  # what a table of a family is called
     "Activations": "[table](#activation-checkpointing)",
     "Average": "[average](#averages)",
     "Compile": "[table](#compile)",
+    "Axis": "[axis](#axes)",
     "Initial": "[initial value](#initial-values)",
     "Layer": "[layers](#layers)",
     "Metric": "[metric](#metrics)",
@@ -52,6 +55,7 @@ FAMILIES = {  # what a table of a family is called
     "Optimizer": "[optimizer](#optimizers)",
     "RateSchedule": "[schedule](#schedules)",
     "Schedule": "[schedule](#schedules) of steps",
+    "Pruner": "[pruner](#pruners)",
     "Part": "[part](#sequences)",
     "Span": "[length](#lengths)",
     "Source": "[source](#data)",
@@ -72,6 +76,9 @@ def parts() -> dict[str, str]:
         "metrics": "\n".join(family(Metric)),
         "checkpoint": rows(Checkpoint),
         "track": rows(Track),
+        "sweep": rows(Sweep),
+        "axes": rows(Axis),
+        "pruners": "\n".join(family(Pruner)),
         "systems": "\n".join(family(System)),
         "phases": rows(PhaseTable),
         "terms": rows(Term),

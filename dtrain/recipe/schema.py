@@ -146,18 +146,19 @@ class Maker:
         if len(arms) == 1 and typing.get_origin(inner) in ARRAYS:
             return about | self._array(inner, notes)
         tables = [arm for arm in arms if dataclasses.is_dataclass(arm)]
-        return self._number_or_table(arms[0], tables[0], about) if tables else single(target, about)
+        return self._value_or_table(arms[0], tables[0], about) if tables else single(target, about)
 
-    def _number_or_table(self, number: Any, cls: Any, about: Schema) -> Schema:
-        """A single value, or a table in its place: a length in steps, or in epochs."""
+    def _value_or_table(self, value: Any, cls: Any, about: Schema) -> Schema:
+        """A number or an array, or a table in its place: a length in epochs, an axis that says more."""
+        is_array = typing.get_origin(value) in ARRAYS
         shown = {key: {"description": text} for key, text in descriptions(cls).items()}
         return {
             **about,
-            "type": ["object", "number", "string"],
+            "type": ["object", "array" if is_array else "number", "string"],
             "properties": shown,
             "if": {"type": "object"},
             "then": self._named(cls),
-            "else": single(number, {}),
+            "else": self._array(value, ()) if is_array else single(value, {}),
         }
 
     def _named(self, cls: type) -> Schema:

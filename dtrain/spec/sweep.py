@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from dtrain.spec.axes import Axis, same
 from dtrain.spec.table import (
     Above0,
+    AtLeastOne,
     Frozen,
     Name,
     Natural,
@@ -49,7 +50,7 @@ class Hyperband(Pruner):
     factor: Annotated[int, Within(at_least=2)] = 3  # one in so many goes on
 
 
-AnyAxis = tuple[Any, ...] | Axis
+AnyAxis = Annotated[tuple[Any, ...], AtLeastOne()] | Axis
 Choose = Callable[[str, Axis], Any]  # gives a value of a key
 
 
@@ -59,7 +60,7 @@ class Sweep(Table):
 
     name: Name | None = None  # it lies in runs/sweeps/NAME; that of the recipe if left out
     axes: Frozen[AnyAxis] = field(default_factory=empty)  # by dotted key: the values that are tried
-    # who chooses: every combination, by chance, or by the trials before (both by Optuna)
+    # every combination, by chance, or by what came of the trials before: TPE or CMA-ES
     sampler: Literal["grid", "random", "tpe", "cma_es"] = "tpe"
     trials: Positive | None = None  # how many; to be left out of a grid, which says so itself
     seeds: Positive = 1  # how often each is trained, with `seed` and those after it; the mean counts
@@ -67,8 +68,9 @@ class Sweep(Table):
     metric: str | None = None  # what trials are compared by; `checkpoint.best` if left out
     mode: Literal["max", "min"] | None = None  # which value is best, where nothing else says it
     value: Literal["last", "best"] = "last"  # which of a run's values counts
-    prune: Annotated[Pruner, OneOf(Pruner, imported=None)] | None = None  # who ends trials early; nobody
-    minutes: Above0 | None = None  # of all trials together, after which none begins and those running stop
+    # who ends trials early that come to nothing; nobody if left out
+    prune: Annotated[Pruner, OneOf(Pruner, imported=None)] | None = None
+    minutes: Above0 | None = None  # of all its lives, after which no trial begins and those running are saved
 
     def __post_init__(self) -> None:
         if not self.axes and self.seeds == 1:

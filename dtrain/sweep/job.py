@@ -18,7 +18,7 @@ from dtrain.sweep.process import STOPPED, Process, Told, run_of
 from dtrain.sweep.setup import Setup
 from dtrain.sweep.study import Trial, try_hold
 
-MOST_STOPS = 3  # by others, after which a trial has failed
+MOST_STOPS = 3  # by others; with one more a trial has failed
 OVER = ("finished", "stopped early")  # runs of which nothing is to be trained any more
 
 
@@ -147,8 +147,8 @@ class Job:
             self._stops += 1  # somebody else's wish, who did not mean the sweep: it is carried on
         else:
             assert process is not None
-            cause = f"was stopped by others {self._stops + 1} times" if status in STOPPED else process.cause()
-            self._fail(cause)
+            often = f", {self._stops + 1} times" if self._stops else ""
+            self._fail(process.cause() + often)
 
     def _count(self) -> None:
         """Take the value of a run that has come to its end, and go on with the next seed."""

@@ -14,8 +14,10 @@ from dtrain.errors import DtrainError
 from dtrain.format.metrics import METRICS, lines_of
 from dtrain.spec.words import visible
 
+LONGEST = 500  # characters of a cause
 PYTHON = (sys.executable, "-m")
-STOPPED = (130, 143)  # statuses of a run that was asked to stop, and saved
+# Statuses of a run that somebody ended who did not mean the trial: asked to stop, or killed for its memory.
+STOPPED = (130, 143, -signal.SIGKILL, -signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -81,18 +83,18 @@ class Process:
             os.killpg(self._process.pid, number)
 
     def cause(self) -> str:
-        """Why it failed, in its own words."""
+        """Why it failed, in its own words where it has any."""
         status = self._process.returncode
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with {status}"
+        if status < 0:
+            return f"was killed by {signal.Signals(-status).name}"
         with self.log.open("rb") as file:
             file.seek(self._start)
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
-        own = [line for line in lines if line.startswith("dtrain: ")] or [line for line in lines if line]
-        return (
-            visible(own[0 if own and own[0].startswith("dtrain: ") else -1][:500])
-            if own and status > 0
-            else how
-        )
+        said = [line for line in lines if line.startswith("dtrain: ")][:1] or [
+            line for line in lines if line
+        ][-1:]
+        own = said[0].removeprefix("dtrain: ") if said else f"ended with {status}, and said nothing"
+        return visible(own[:LONGEST])
 
 
 @dataclass

@@ -1,0 +1,298 @@
+"""[sweep] as it is written: what its axes try, which mistakes are found at their line, who chooses what."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli
+import yaml
+from conftest import CLASSIFIER, Said, written
+
+import dtrain
+from dtrain.errors import DtrainError, RecipeErrors
+from dtrain.recipe.load import read
+from dtrain.recipe.write import to_toml
+from dtrain.sweep.process import Launch
+from dtrain.sweep.setup import Setup, grouped, open_setup
+from dtrain.sweep.study import JOURNAL, open_study
+
+Here = Callable[..., Said]
+
+GRID = 'sampler = "grid"\nmetric = "evaluate/accuracy"\n'
+LINES = CLASSIFIER.count("\n")  # of the recipe above the sweep
+FIRST_AXIS = LINES + 5  # its line
+
+
+def swept(folder: Path, axes: str, options: str = GRID) -> Path:
+    return written(folder, "swept.toml", f"{CLASSIFIER}[sweep]\n{options}[sweep.axes]\n{axes}")
+
+
+def ready(folder: Path, axes: str, options: str = GRID) -> Setup:
+    return open_setup(read(swept(folder, axes, options)), Launch(folder / "runs"), [])
+
+
+def tried(setup: Setup) -> list[dict[str, Any]]:
+    return setup.sweep.grid()
+
+
+def test_a_grid_has_every_combination_once_the_last_axis_moving_fastest(tmp_path: Path) -> None:
+    setup = ready(tmp_path, '"optimizers.*.lr" = [1e-3, 1e-2]\n"train.batch_size" = [4, 8]')
+    lr, size = "optimizers.*.lr", "train.batch_size"
+    assert tried(setup) == [
+        {lr: 1e-3, size: 4},
+        {lr: 1e-3, size: 8},
+        {lr: 1e-2, size: 4},
+        {lr: 1e-2, size: 8},
+    ]
+    recipe = setup.recipe(tried(setup)[1])
+    assert (recipe.optimizers["classifier"].lr, recipe.train.batch_size) == (1e-3, 8)
+    assert recipe.sweep is None
+
+
+@pytest.mark.parametrize(
+    ("axis", "cells"),
+    [
+        ("{ range = [4, 12, 4] }", (4, 8, 12)),
+        ("{ log_uniform = [1e-4, 1e-2], points = 3 }", (1e-4, 1e-3, 1e-2)),
+        ("{ uniform = [0.1, 0.3], points = 3 }", (0.1, 0.2, 0.3)),
+        ("{ log_range = [1, 100], points = 3 }", (1, 10, 100)),
+        ("{ log_range = [1, 3], points = 9 }", (1, 2, 3)),
+        ("{ uniform = [1, 2], points = 1 }", (1.0,)),
+        ("{ values = [[1], [2]] }", ((1,), (2,))),
+    ],
+)
+def test_what_a_grid_takes_of_an_axis(tmp_path: Path, axis: str, cells: tuple[Any, ...]) -> None:
+    found = dtrain.load(swept(tmp_path, f'"hyperparameters.x" = {axis}'))
+    assert found.sweep is not None
+    assert found.sweep.all_axes["hyperparameters.x"].cells() == cells
+
+
+def test_tied_axes_go_with_another_and_conditions_switch_axes_on(tmp_path: Path) -> None:
+    setup = ready(
+        tmp_path,
+        '"optimizers.*.kind" = ["sgd", "adam"]\n'
+        '"optimizers.*.lr" = { tied = "optimizers.*.kind", values = [0.1, 1e-3] }\n'
+        '"optimizers.*.momentum" = { values = [0.5, 0.9], when = { "optimizers.*.kind" = "sgd" } }\n'
+        '"models.classifier.layers[0].out" = [4, 8]\n'
+        '"hyperparameters.twice" = { tied = "models.classifier.layers[0].out", times = 2 }',
+    )
+    found = tried(setup)
+    assert len(found) == 2 * 2 + 2
+    assert [each.get("optimizers.*.momentum") for each in found] == [0.5, 0.5, 0.9, 0.9, None, None]
+    assert {(each["optimizers.*.kind"], each["optimizers.*.lr"]) for each in found} == {
+        ("sgd", 0.1),
+        ("adam", 1e-3),
+    }
+    recipe = setup.recipe(found[1])
+    assert (recipe.optimizers["classifier"].momentum, recipe.hyperparameters["twice"]) == (0.5, 16)
+    assert recipe.models["classifier"].layers[0].out == 8
+
+
+def test_a_star_is_what_is_called_so_or_else_all_that_are_there(tmp_path: Path, gan: Path) -> None:
+    starred = gan.read_text() + '\n[sweep]\nsampler = "grid"\nmetric = "evaluate/loss"\nmode = "min"\n'
+    gan.write_text(starred + '[sweep.axes]\n"optimizers.*.lr" = [0.5]\n"averages.*.decay" = [0.25]')
+    setup = open_setup(read(gan), Launch(tmp_path / "runs"), [])
+    recipe = setup.recipe(setup.sweep.grid()[0])
+    assert recipe.optimizers["generator"].lr == 0.5
+    assert recipe.optimizers["discriminator"].lr == 0.05  # which has one of its own
+    assert recipe.averages["generator"].decay == 0.25
+
+
+MISTAKES = {  # an axis: the column in its line, and what is said
+    '"optimizers.*.lrr" = [1e-3]': (1, 'sweep.axes."optimizers.*.lrr": unknown key; did you mean "lr"?'),
+    '"trian.batch_size" = [4]': (1, 'unknown key; did you mean "train"?'),
+    '"optimizers.*.lr" = [1e-3, "fast"]': (28, 'sweep.axes."optimizers.*.lr"[1]: found "fast"; a number'),
+    '"train.batch_size" = { values = [4, 6] }': (37, "6 is not a multiple of train.micro_batch_size (4)"),
+    '"train.batch_size" = [4, 0]': (26, "found 0; a number above 0 would do"),
+    '"models.classifier.layers[0].kernel" = [3, 99]': (44, "found 99; "),
+    '"models.classifier.layers[99].out" = [3]': (1, "there is no such item; the array has 7"),
+    '"name.x" = [1]': (1, "is no table, so name.x cannot be set"),
+    '"optimizers.*.kind" = ["adam", "adma"]': (32, 'did you mean "adam"?'),
+    '"optimizers.*.lr" = { log_uniform = [0, 1], points = 2 }': (37, "ends above 0 would do"),
+    '"optimizers.*.lr" = { uniform = [2, 1], points = 2 }': (33, "two ends would do, the lower one first"),
+    '"optimizers.*.lr" = { uniform = [1, 2] }': (21, "a grid must know how many numbers to take"),
+    '"optimizers.*.lr" = { unifrom = [1, 2] }': (23, 'unknown key; did you mean "uniform"?'),
+    '"optimizers.*.lr" = [1e-3, 0.001]': (21, "found 0.001 twice"),
+    '"optimizers.*.lr" = []': (21, "at least one item would do"),
+    '"optimizers.*.lr" = 1e-3': (21, "found 0.001; an array or a table would do"),
+    '"optimizers.*.lr" = { tied = "train.size" }': (30, "the key of an axis above would do"),
+    '"optimizers.*.lr" = { values = [1], when = { "train.size" = 1 } }': (46, "the key of an axis above"),
+    '"train.seed" = [1]': (1, "unknown key"),
+    '"optimizers.*.lr" = { values = [1], uniform = [1, 2] }': (37, "found values and uniform; one of them"),
+    '"optimizers.*.lr" = { values = [1], points = 2 }': (37, "is for uniform, log_uniform or log_range"),
+}
+
+
+@pytest.mark.parametrize("axis", MISTAKES)
+def test_a_mistake_in_an_axis_is_found_before_the_first_trial_at_its_line(tmp_path: Path, axis: str) -> None:
+    path = swept(tmp_path, axis)
+    column, said = MISTAKES[axis]
+    with pytest.raises(RecipeErrors) as caught:
+        open_setup(read(path), Launch(tmp_path / "runs"), [])
+    assert f"{path}:{FIRST_AXIS}:{column}: " in str(caught.value)
+    assert said in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_check_finds_them_too(tmp_path: Path, dtrain_here: Here) -> None:
+    path = swept(tmp_path, '"optimizers.*.lr" = [1e-3, "fast"]')
+    said = dtrain_here("check", path)
+    assert (said.code, said.out) == (2, "")
+    assert said.errors.startswith(f"dtrain: {path}:{FIRST_AXIS}:28: ") or f"{FIRST_AXIS}:28" in said.errors
+
+
+def test_what_two_axes_do_together_is_said_with_their_values(tmp_path: Path) -> None:
+    path = swept(tmp_path, '"train.steps" = [3]\n"train.batch_size" = [8]')
+    with pytest.raises(RecipeErrors, match=r"give either .* \(where train.steps = 3, train.batch_size = 8\)"):
+        open_setup(read(path), Launch(tmp_path / "runs"), [])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            'sampler = "grid"\n',
+            "sweep.metric: required, but missing; one of evaluate/loss, evaluate/accuracy",
+        ),
+        ('sampler = "grid"\nmetric = "accuracy"\n', 'did you mean "evaluate/accuracy"?'),
+        (f"{GRID}trials = 3\n", "sweep.trials: a grid has as many as its axes have values; leave it out"),
+        ('metric = "evaluate/accuracy"\n', "sweep.trials: required, but missing; trials = 20 would do"),
+        (f'{GRID}prune = {{ kind = "medain" }}\n', 'did you mean "median"?'),
+        (f"{GRID}mintues = 3\n", 'did you mean "minutes"?'),
+    ],
+)
+def test_mistakes_of_the_table_itself(tmp_path: Path, options: str, said: str) -> None:
+    with pytest.raises(RecipeErrors) as caught:
+        dtrain.load(swept(tmp_path, '"optimizers.*.lr" = [1e-3]', options))
+    assert said in str(caught.value)
+
+
+def test_a_sweep_in_a_file_of_its_own_names_its_recipe(tmp_path: Path) -> None:
+    written(tmp_path, "plain.toml", CLASSIFIER)
+    own = (
+        f'extends = ["plain.toml"]\n[sweep]\nname = "rates"\n{GRID}[sweep.axes]\n"optimizers.*.lr" = [1e-3]\n'
+    )
+    (tmp_path / "rates.toml").write_text(own)
+    setup = open_setup(read(tmp_path / "rates.toml"), Launch(tmp_path / "runs"), [])
+    assert setup.folder == tmp_path / "runs/sweeps/rates"
+    assert setup.recipe({"optimizers.*.lr": 1e-3}).name == "tiny-classifier"
+
+
+def test_no_run_and_no_checkpoint_depends_on_a_sweep(tmp_path: Path) -> None:
+    plain = dtrain.load(written(tmp_path, "plain.toml", CLASSIFIER))
+    with_sweep = dtrain.load(swept(tmp_path, '"optimizers.*.lr" = [1e-3]'))
+    assert with_sweep.sweep is not None
+    assert to_toml(with_sweep) == to_toml(plain)
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "cma_es"])
+def test_the_same_is_chosen_whoever_was_killed_in_between(tmp_path: Path, sampler: str) -> None:
+    axes = '"optimizers.*.lr" = { log_uniform = [1e-4, 1] }\n"train.batch_size" = [4, 8]\n'
+    axes += '"models.classifier.layers[0].out" = { range = [2, 8, 2] }'
+    options = f'sampler = "{sampler}"\ntrials = 12\nmetric = "evaluate/accuracy"\n'
+    found = []
+    for name, dies in (("alone", False), ("killed", True)):
+        (tmp_path / name).mkdir()
+        setup = ready(tmp_path / name, axes, options)
+        study = open_study(setup)
+        settings = []
+        while (begun := study.begin()) is not None:
+            if dies:  # what it asked for last is lost, as is what is no whole line
+                begun.leave()
+                cut_short(setup.folder / JOURNAL)
+                study = open_study(setup)
+                begun = study.begin()
+                assert begun is not None
+            settings.append(begun.settings)
+            begun.finish([-abs(begun.settings["optimizers.*.lr"] - 0.01)])
+        found.append(settings)
+        assert [record.state for record in study.records()] == ["finished"] * 12
+    assert found[0] == found[1]
+    assert len({json.dumps(each) for each in found[0]}) > 6
+
+
+def cut_short(journal: Path) -> None:
+    """Leave half of the last line, as a process does that is killed while it writes."""
+    *whole, last = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(whole) + last[: len(last) // 2])
+
+
+def test_two_processes_never_work_on_one_trial(tmp_path: Path) -> None:
+    setup = ready(tmp_path, '"optimizers.*.lr" = [1e-3, 1e-2]')
+    first, second = open_study(setup), open_study(setup)
+    one, two = first.begin(), second.begin()
+    assert one is not None
+    assert two is not None
+    assert (one.number, two.number) == (0, 1)
+    assert first.begin() is None
+    one.leave()
+    again = second.begin()
+    assert again is not None
+    assert again.number == 0
+    assert [record.state for record in first.records()] == ["running", "running"]
+    again.leave()
+    two.leave()
+    assert [record.state for record in first.records()] == ["cut off", "cut off"]
+
+
+def test_dry_run_prints_recipes_that_can_be_read_again(tmp_path: Path, dtrain_here: Here) -> None:
+    path = swept(tmp_path, '"optimizers.*.lr" = [1e-3, 1e-2]')
+    said = dtrain_here("sweep", path, "--dry-run", "--runs", tmp_path / "runs")
+    assert said.code == 0, said.errors
+    texts = said.out.split("# trial ")[1:]
+    assert [tomli.loads(f"# {text}")["optimizers"]["classifier"]["lr"] for text in texts] == [1e-3, 1e-2]
+    (tmp_path / "one.toml").write_text(f"# {texts[0]}")
+    assert dtrain.load(tmp_path / "one.toml").optimizers["classifier"].lr == 1e-3
+    assert said.out.endswith("# 2 trials\n")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_comes_of_others_is_not_foretold(tmp_path: Path, dtrain_here: Here) -> None:
+    path = swept(
+        tmp_path,
+        '"optimizers.*.lr" = { log_uniform = [1e-4, 1] }',
+        'trials = 20\nmetric = "evaluate/accuracy"\n',
+    )
+    said = dtrain_here("sweep", path, "--dry-run")
+    assert said.out.endswith("# 6 trials; 14 more go by what comes of them\n")
+
+
+def test_weights_and_biases_gets_what_its_agent_can_start(tmp_path: Path, dtrain_here: Here) -> None:
+    axes = '"optimizers.*.lr" = { log_uniform = [1e-4, 1] }\n"train.deterministic" = [true, false]\n'
+    axes += '"optimizers.*.kind" = ["adam", "sgd"]\n"train.batch_size" = { range = [4, 8, 4] }'
+    options = 'trials = 20\nmetric = "evaluate/accuracy"\nprune = { kind = "hyperband", min_steps = 4 }\n'
+    path = swept(tmp_path, axes, options)
+    said = dtrain_here("sweep", path, "--to-wandb", "--runs", tmp_path / "runs")
+    assert said.code == 0, said.errors
+    file = tmp_path / "runs/sweeps/tiny-classifier/wandb.yaml"
+    assert said.out.startswith(f"wandb sweep {file}")
+    table = yaml.safe_load(file.read_text())
+    assert table["method"] == "bayes"
+    assert table["metric"] == {"name": "evaluate/accuracy", "goal": "maximize"}
+    assert table["command"] == ["${env}", "dtrain", "run", str(path), "${args_no_hyphens}"]
+    parameters = table["parameters"]
+    assert parameters["optimizers.classifier.lr"]["distribution"] == "log_uniform_values"
+    chosen = {
+        key: each["values"][-1] if "values" in each else each["min"] for key, each in parameters.items()
+    }
+    recipe = dtrain.load(
+        path, [f"{key}={value}" for key, value in chosen.items()]
+    )  # as W&B's agent writes them
+    assert recipe.optimizers["classifier"].lr == 1e-4
+    assert (recipe.train.deterministic, recipe.train.batch_size) == (False, 8)
+
+
+def test_weights_and_biases_has_no_words_for_some(tmp_path: Path, dtrain_here: Here) -> None:
+    path = swept(tmp_path, '"train.batch_size" = [4]\n"train.epochs" = { tied = "train.batch_size" }')
+    said = dtrain_here("sweep", path, "--to-wandb", "--runs", tmp_path / "runs")
+    assert said.code == 2
+    assert f"{FIRST_AXIS + 1}:" in said.errors
+    assert "W&B has no axes that depend on others" in said.errors
+
+
+def test_devices_are_shared_evenly() -> None:
+    assert grouped(["0", "1", "2", "3"], 2) == [["0", "1"], ["2", "3"]]
+    with pytest.raises(DtrainError, match="3 devices cannot be shared by 2 trials at a time; --parallel 1"):
+        grouped(["0", "1", "2"], 2)
