@@ -269,6 +269,8 @@ PLACES = {  # where tables stand that have no name of their own
     "a part of a sequence": ["optimizers", "any", "schedule", "parts", "[]"],
     "a length": ["optimizers", "any", "schedule", "warmup"],
     "an initial value": ["models", "any", "layers", "[]", "initial"],
+    "an axis": ["sweep", "axes", "any"],
+    "a pruner": ["sweep", "prune"],
     "the top of the recipe": [],
     "[[system.phases]]": ["system", "phases", "[]"],
     "[...losses.NAME]": ["models", "any", "losses", "any"],

@@ -150,7 +150,8 @@ class Maker:
 
     def _value_or_table(self, value: Any, cls: Any, about: Schema) -> Schema:
         """A number or an array, or a table in its place: a length in epochs, an axis that says more."""
-        is_array = typing.get_origin(value) in ARRAYS
+        inner, notes = split(value)
+        is_array = typing.get_origin(inner) in ARRAYS
         shown = {key: {"description": text} for key, text in descriptions(cls).items()}
         return {
             **about,
@@ -158,7 +159,7 @@ class Maker:
             "properties": shown,
             "if": {"type": "object"},
             "then": self._named(cls),
-            "else": self._array(value, ()) if is_array else single(value, {}),
+            "else": self._array(inner, notes) if is_array else single(value, {}),
         }
 
     def _named(self, cls: type) -> Schema:
