@@ -1,6 +1,5 @@
 """dtrain sweep: train a recipe many times, with other values of some keys."""
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -94,9 +93,8 @@ def sweep(
 
     document = read(recipe, overrides, set_files=set_files)
     sys.path.append(str(recipe.parent.absolute()))  # a recipe's own modules may lie beside it
-    threads = max((os.cpu_count() or 1) // parallel, 1)
     groups = [] if devices is None else grouped([name for name in devices.split(",") if name], parallel)
-    setup = open_setup(document, Launch(runs, config, scale_file, recipe.parent, threads), groups)
+    setup = open_setup(document, Launch(runs, config, scale_file, recipe.parent), groups)
     again = said_again(recipe, overrides, set_files, False, ())
     if dry_run:
         from dtrain.sweep.listing import listing

@@ -9,7 +9,7 @@ from typing import Any
 from dtrain.cli.tables import columns
 from dtrain.format.sweeps import short
 from dtrain.recipe.cells import in_words
-from dtrain.spec.words import in_line, show
+from dtrain.spec.words import in_line
 from dtrain.sweep.drive import Watcher
 from dtrain.sweep.job import Job
 from dtrain.sweep.results import best_of, outcome, ranked, write_results
@@ -102,10 +102,7 @@ def cells(record: Record, keys: Sequence[str], job: Job | None) -> Iterator[str]
     """What a table says of a trial."""
     yield str(record.number)
     for key in keys:
-        value = record.settings.get(key)
-        yield (
-            "-" if key not in record.settings else f"{value:.4g}" if isinstance(value, float) else show(value)
-        )
+        yield brief(record.settings[key]) if key in record.settings else "-"
     step, total, value = (
         (max(record.curve, default=None), None, record.value) if job is None else job.progress
     )

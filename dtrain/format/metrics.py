@@ -118,6 +118,14 @@ def _from_the_end(path: Path) -> Iterator[bytes]:
             yield rest
 
 
+def line_of(raw: bytes) -> Line:
+    """A line as it stands in the file. Raises DtrainError if it is none."""
+    try:
+        return _line(raw)
+    except BROKEN as error:
+        raise DtrainError(f"found no line of metrics: {error}") from None
+
+
 def _line(raw: bytes) -> Line:
     values = json.loads(raw)
     step = values.pop("step")

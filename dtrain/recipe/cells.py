@@ -65,7 +65,12 @@ def check_trials(written: Document, sweep: Sweep) -> None:
 
 def in_words(settings: Settings) -> str:
     """`optimizers.*.lr = 0.001, train.batch_size = 32`."""
-    return ", ".join(f"{key} = {show(value)}" for key, value in settings.items())
+    return ", ".join(f"{key} = {brief(value)}" for key, value in settings.items())
+
+
+def brief(value: Any) -> str:
+    """A value as a table shows it: numbers with six digits."""
+    return f"{value:.6g}" if isinstance(value, float) else show(value)
 
 
 def places(table: Any, place: Place) -> Iterator[Place]:

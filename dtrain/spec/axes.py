@@ -101,7 +101,10 @@ class Axis(Table):
         if self.values is not None:
             assert cells is not None
             return self.values[same_place(other, cells)]
-        return other if self.times is None else other * self.times
+        if self.times is None:
+            return other
+        found = other * self.times
+        return int(found) if isinstance(other, int) and found == int(found) else found
 
     def is_on(self, chosen: Mapping[str, Any]) -> bool:
         """Whether the key is set at all, where the axes above have these values."""

@@ -14,7 +14,7 @@ from dtrain.format.runs import standing
 from dtrain.recipe.plan import pace_of
 from dtrain.recipe.values import Recipe
 from dtrain.recipe.write import to_toml
-from dtrain.sweep.process import STOPPED, Process, Told, run_of
+from dtrain.sweep.process import STOPPED, Finder, Process, Told
 from dtrain.sweep.setup import Setup
 from dtrain.sweep.study import Trial, try_hold
 
@@ -38,6 +38,7 @@ class Job:
         self._process: Process | None = None
         self._hold: IO[bytes] | None = None
         self._told: Told | None = None
+        self._finder = Finder(Path(), "")
         try:
             self._recipes = [setup.recipe(trial.settings, seed) for seed in range(setup.sweep.seeds)]
         except DtrainError as error:
@@ -80,28 +81,30 @@ class Job:
     def _recipe(self) -> Recipe:
         return self._recipes[min(len(self._values), len(self._recipes) - 1)]
 
-    @property
-    def _text(self) -> str:
-        return to_toml(self._recipe)
-
     def _begin(self) -> bool:
         """Start the run of the next seed, or take what is there; False while another process trains it."""
+        text = to_toml(self._recipe)
         self._setup.holds.mkdir(parents=True, exist_ok=True)
-        self._hold = try_hold(self._setup.holds / hash_of(self._text.encode())[:32])
-        self.waits = self._hold is None
-        if self._hold is None:
+        hold = try_hold(self._setup.holds / hash_of(text.encode())[:32])
+        self._finder = Finder(self._setup.launch.runs / self._recipe.name, text)
+        run = None if hold is None else self._find()
+        state = None if run is None else standing(run).state
+        self.waits = hold is None or state == "running"  # of another sweep, or of whoever started it by hand
+        if hold is None or self.waits:
+            if hold is not None:
+                hold.close()
             return False
-        run = self._find()
-        if run is None or standing(run).state not in OVER:
-            self._process = self._start(self._hold)
+        self._hold = hold
+        if state not in OVER:
+            self._process = self._start(text, hold)
         return True
 
-    def _start(self, hold: IO[bytes]) -> Process:
+    def _start(self, text: str, hold: IO[bytes]) -> Process:
         folder = self._setup.folder / "trials"
         folder.mkdir(parents=True, exist_ok=True)
         seed = f"-{len(self._values)}" if len(self._recipes) > 1 else ""
         file = folder / f"{self.trial.number:04}{seed}.toml"
-        write_synced(file, self._text.encode())
+        write_synced(file, text.encode())
         setup = self._setup
         more = {"WANDB_RUN_GROUP": setup.name, "WANDB_JOB_TYPE": f"trial {self.trial.number}"}
         more = {key: value for key, value in more.items() if key not in os.environ}
@@ -112,7 +115,7 @@ class Job:
     def _find(self) -> Path | None:
         """The run at hand, once there is one."""
         if self._told is None:
-            run = run_of(self._setup.launch.runs, self._recipe.name, self._text)
+            run = self._finder.run()
             self._told = None if run is None else Told(run, self._setup.metric)
         return None if self._told is None else self._told.run
 

@@ -8,7 +8,7 @@ import optuna
 from dtrain.format.runs import standing
 from dtrain.recipe.cells import in_words
 from dtrain.recipe.write import to_toml
-from dtrain.sweep.process import run_of
+from dtrain.sweep.process import Finder
 from dtrain.sweep.samplers import choice, open_sampler, startup
 from dtrain.sweep.setup import Setup
 
@@ -20,7 +20,7 @@ def listing(setup: Setup) -> Iterator[str]:
         for seed in range(setup.sweep.seeds):
             recipe = setup.recipe(settings, seed)
             text = to_toml(recipe)
-            run = run_of(setup.launch.runs, recipe.name, text)
+            run = Finder(setup.launch.runs / recipe.name, text).run()
             again = f", {standing(run).state} in {run}" if run is not None else ""
             nth = f", seed {recipe.seed}" if setup.sweep.seeds > 1 else ""
             yield f"# trial {number}{nth}{again}\n#     {in_words(settings) or 'as it stands'}\n{text}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dtrain.checkpoint.folders import recipe_of
 from dtrain.errors import DtrainError
-from dtrain.format.metrics import METRICS, lines_of
+from dtrain.format.metrics import METRICS, line_of
 from dtrain.spec.words import visible
 
 LONGEST = 500  # characters of a cause
@@ -28,7 +28,6 @@ class Launch:
     config: Path | None = None
     scale: Path | None = None
     modules: Path | None = None  # a folder in which a recipe's own modules lie
-    threads: int = 1  # of each process
 
     def command(self, recipe: Path, log: Path) -> list[str]:
         """What is executed for a recipe's file."""
@@ -42,7 +41,6 @@ class Launch:
     def environment(self, devices: Sequence[str], more: Mapping[str, str]) -> dict[str, str]:
         """What the processes see: some of the devices, and where modules are found."""
         found = {**os.environ, **more}
-        found.setdefault("OMP_NUM_THREADS", str(self.threads))
         if self.modules is not None:
             found["PYTHONPATH"] = os.pathsep.join(
                 [*filter(None, [found.get("PYTHONPATH")]), str(self.modules.absolute())]
@@ -104,33 +102,43 @@ class Told:
     run: Path
     metric: str
     values: dict[int, float] = field(default_factory=dict)
-    _size: int = -1
+    _read: int = 0  # bytes of whole lines
 
     def news(self) -> Iterator[tuple[int, float]]:
         """Steps that were not known, and what was measured there."""
-        path = self.run / METRICS
         try:
-            size = path.stat().st_size
-            if size == self._size:
-                return
-            self._size = size
-            found = [
-                (line.step, line.numbers[self.metric])
-                for line in lines_of(path)
-                if self.metric in line.numbers
-            ]
-        except (OSError, DtrainError):  # it is being written anew
+            with (self.run / METRICS).open("rb") as file:
+                if file.seek(0, os.SEEK_END) < self._read:  # a resume has cut it
+                    self._read = 0
+                file.seek(self._read)
+                whole = file.read().rpartition(b"\n")[0]
+            lines = [line_of(raw) for raw in whole.splitlines()]
+        except (OSError, DtrainError):  # it is not there yet, or was written anew meanwhile
+            self._read = 0
             return
-        for step, value in found:
-            if step not in self.values:
-                self.values[step] = value
-                yield step, value
+        self._read += len(whole) + bool(whole)
+        for line in lines:
+            if self.metric in line.numbers and line.step not in self.values:
+                self.values[line.step] = line.numbers[self.metric]
+                yield line.step, line.numbers[self.metric]
 
 
-def run_of(runs: Path, name: str, recipe: str) -> Path | None:
-    """The newest run of a resolved recipe."""
-    found = sorted((runs / name).glob("[!.]*"), reverse=True)
-    return next((run for run in found if recipe_of(run) == recipe), None)
+@dataclass
+class Finder:
+    """Looks for the newest run of a resolved recipe; at each folder once, as a run stays what it is."""
+
+    home: Path  # the folder of the runs of its name
+    recipe: str
+    _others: set[str] = field(default_factory=set)
+
+    def run(self) -> Path | None:
+        """The run, where there is one."""
+        for run in sorted(self.home.glob("[!.]*"), reverse=True):
+            if run.name not in self._others:
+                if recipe_of(run) == self.recipe:
+                    return run
+                self._others.add(run.name)
+        return None
 
 
 def _free_port() -> int:

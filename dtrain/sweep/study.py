@@ -133,10 +133,13 @@ class Study:
         return Trial(trial, self, hold)
 
     def _hold(self, number: int) -> IO[bytes] | None:
-        return try_hold(self.folder / HOLDS / f"{number:04}")
+        return try_hold(self._hold_of(number))
+
+    def _hold_of(self, number: int) -> Path:
+        return self.folder / HOLDS / f"{self.optuna.study_name}-{number:04}"
 
     def _is_held(self, number: int) -> bool:
-        with (self.folder / HOLDS / f"{number:04}").open("ab") as file:
+        with self._hold_of(number).open("ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
