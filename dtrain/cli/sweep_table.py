@@ -8,7 +8,7 @@ from typing import Any
 
 from dtrain.cli.tables import columns
 from dtrain.format.sweeps import short
-from dtrain.recipe.cells import in_words
+from dtrain.recipe.cells import brief, in_words
 from dtrain.spec.words import in_line
 from dtrain.sweep.drive import Watcher
 from dtrain.sweep.job import Job
