@@ -1,5 +1,6 @@
 """What `dtrain launch slurm` prints, on a real Slurm of two machines: it saves when asked, and carries on."""
 
+import json
 import os
 import re
 import sys
@@ -88,3 +89,41 @@ def test_a_job_saves_before_its_time_is_over_and_is_not_queued_again_when_it_is_
         assert "stopped by SIGUSR1" in said_by(slurm, job)
     first, second = checkpoints_in(only_run(runs))
     assert step_of(first) < step_of(second)
+
+
+def test_an_array_works_on_the_trials_of_a_sweep_together(classifier: Path, tmp_path: Path) -> None:
+    runs, folder = tmp_path / "runs", tmp_path / "slurm"
+    folder.mkdir()
+    text = classifier.read_text().replace("epochs = 2", "steps = 1500").replace("save = 2", "save = 100")
+    sweep = '\n[sweep]\nsampler = "grid"\nmetric = "evaluate/loss"\n[sweep.axes]\n'
+    classifier.write_text(f'{text}{sweep}"optimizers.*.lr" = [1e-3, 2e-3, 3e-3, 4e-3]\n')
+    with cluster(folder) as slurm:
+        said = slurm.call(
+            *(sys.executable, "-m", "dtrain", "sweep", str(classifier), "every.evaluate=100"),
+            *("--runs", str(runs), "--submit", "slurm", "--parallel", "2", "--sbatch=--partition=low"),
+            environment={
+                "PYTHONPATH": str(ROOT),
+                "CUDA_VISIBLE_DEVICES": "",
+                "PATH": f"{Path(sys.executable).parent}:{slurm.variables['PATH']}",
+            },
+        )
+        (job,) = re.findall(r"job +(\d+), 2 tasks", said)
+        tasks = [f"{job}_0", f"{job}_1"]
+        home = runs / "tiny-classifier"
+        wait_for(lambda: len(list(home.glob("*/metrics.jsonl"))) >= 2, seconds=SOON, what="two trials train")
+        slurm.call("scancel", "--batch", "--signal=USR1", tasks[0])  # what Slurm does near the time limit
+        wait_for(lambda: slurm.job(tasks[0])["Restarts"] == "1", seconds=SOON, what="it queues itself again")
+
+        def have_ended() -> bool:
+            return all(slurm.job(task)["JobState"] == "COMPLETED" for task in tasks)
+
+        wait_for(have_ended, seconds=SOON, what="both tasks end")
+    outputs = [path.read_text() for path in (runs / "sweeps/tiny-classifier").glob("slurm-*.out")]
+    trials = json.loads((runs / "sweeps/tiny-classifier/trials.json").read_text())["trials"]
+    assert [each["state"] for each in trials] == ["finished"] * 4, outputs
+    assert len(list(home.iterdir())) == 4
+    began = [
+        number for said in outputs for number in re.findall(r"^trial (\d): optimizers", said, re.MULTILINE)
+    ]
+    assert {*began} == {"0", "1", "2", "3"}
+    assert len(began) == 5  # the one that was saved twice

@@ -185,7 +185,7 @@ def test_time_that_is_up_ends_a_sweep_and_more_of_it_carries_on(tmp_path: Path) 
     recipe = swept(
         tmp_path,
         GRID.replace("[sweep]", "[sweep]\nminutes = 0.05") + '"optimizers.*.lr" = [1e-3, 1e-2]',
-        RECIPE.replace("240", "3000"),
+        RECIPE.replace("240", "2000"),
     )
     said = sweep(recipe, tmp_path / "runs", code=143)
     assert "its time is up; with more sweep.minutes the same command carries on" in said
@@ -196,15 +196,15 @@ def test_time_that_is_up_ends_a_sweep_and_more_of_it_carries_on(tmp_path: Path) 
 
 
 def test_trials_are_ended_early_seeds_are_averaged_and_all_is_compared(tmp_path: Path) -> None:
-    options = 'trials = 8\nseeds = 2\nmetric = "evaluate/loss"\n'
+    options = 'trials = 7\nseeds = 2\nmetric = "evaluate/loss"\n'
     options += f'prune = {{ kind = "median", startup = 2, warmup = {EVERY} }}\n'
     axes = '"optimizers.*.lr" = { log_uniform = [1e-6, 10] }\n'
     recipe = swept(tmp_path, f"\n[sweep]\n{options}[sweep.axes]\n{axes}")
     runs = tmp_path / "runs"
-    sweep(recipe, runs, WANDB_MODE="offline")
+    sweep(recipe, runs, "--parallel", "2")
     trials = table(runs)
     states = [each["state"] for each in trials]
-    assert states[:2] == ["finished"] * 2
+    assert states.count("finished") >= 2
     assert "pruned" in states, states
     for each in trials:
         if each["state"] == "finished":

@@ -5,6 +5,7 @@ import sys
 
 from dtrain.cli.tables import bytes_text
 from dtrain.data.source import Description
+from dtrain.recipe.metrics import compared_by
 from dtrain.recipe.plan import checkpoint_size, pace_of, total_steps
 from dtrain.recipe.values import Recipe
 from dtrain.recipe.weights import compare
@@ -18,6 +19,7 @@ from dtrain.spec.misfits import every_length
 from dtrain.spec.models import Model, ModelSpec, weights_of
 from dtrain.spec.rates import Plateau
 from dtrain.spec.schedules import Constant, Schedule, in_steps
+from dtrain.spec.sweep import Sweep
 from dtrain.spec.table import Imported
 from dtrain.spec.words import visible
 
@@ -36,6 +38,17 @@ def print_plan(recipe: Recipe, data: Description | None, engine: Parallel, proce
         print("\n".join(rates), end="\n\n")
     print("\n".join(data_lines(recipe, examples, processes)), end="\n\n")
     print("\n".join(memory_lines(recipe, engine, processes)))
+    if recipe.sweep is not None:
+        print(f"\n{sweep_line(recipe, recipe.sweep)}")
+
+
+def sweep_line(recipe: Recipe, sweep: Sweep) -> str:
+    """What `dtrain sweep` will try."""
+    trials = len(sweep.grid()) if sweep.is_grid else sweep.trials
+    seeds = f", each with {sweep.seeds} seeds" if sweep.seeds > 1 else ""
+    metric, mode = compared_by(recipe)
+    axes = f" of {', '.join(sweep.axes)}" if sweep.axes else ""
+    return visible(f"sweep: {trials} trials ({sweep.sampler}){axes}{seeds}; {mode} {metric}")
 
 
 def model_lines(name: str, model: Model) -> list[str]:
