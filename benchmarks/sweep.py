@@ -1,10 +1,10 @@
 """A sweep by TPE with pruning against a grid of 60 learning rates; and trials side by side.
 
-    python benchmarks/sweep.py                 # about fifteen minutes on two cores
+    python benchmarks/sweep.py                 # about eleven minutes on two cores
 
-Both are `dtrain sweep recipes/sweeps/classifier.toml`, the grid with other axes. Told are the best accuracy of
-each, the steps that all trials together were trained, and the time of four trials, two at a time against one
-after the other.
+Both are `dtrain sweep recipes/sweeps/classifier.toml`, the grid with other axes. Told are the best accuracy
+of each, the steps that all trials together were trained, and the time of four trials, two at a time against
+one after the other.
 """
 
 import json

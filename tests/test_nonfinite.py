@@ -228,7 +228,7 @@ def test_two_processes_skip_alike_where_one_has_the_bad_example(
     for part in ("models", "optimizers", "averages"):
         theirs = tensors_of(second, part)
         for name, tensor in tensors_of(first, part).items():
-            assert np.abs((tensor - theirs[name]).numpy()).max() < 1e-12, name
+            assert np.abs((tensor - theirs[name]).numpy()).max() < 4e-12, name
 
 
 def test_a_resumed_run_has_skipped_as_many_updates(fragile: Path, tmp_path: Path, dtrain_here: Here) -> None:
