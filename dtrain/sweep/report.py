@@ -52,10 +52,9 @@ def write_report(setup: Setup, study: Study) -> Path:
 
 
 def _drawn(figure: go.Figure) -> str:
-    found = figure.update_layout({**LAYOUT, **figure.layout.to_plotly_json()}).to_html(
-        full_html=False, include_plotlyjs=False, config=TO_SCRIPT
-    )
-    return str(found)
+    own = {key: value for key, value in figure.layout.to_plotly_json().items() if key != "template"}
+    figure.update_layout({**LAYOUT, **own})
+    return str(figure.to_html(full_html=False, include_plotlyjs=False, config=TO_SCRIPT))
 
 
 def _summary(setup: Setup, study: Study, records: Sequence[Record]) -> str:
