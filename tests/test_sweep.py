@@ -15,6 +15,7 @@ from dtrain.errors import DtrainError, RecipeErrors
 from dtrain.recipe.load import read
 from dtrain.recipe.write import to_toml
 from dtrain.sweep.process import Launch
+from dtrain.sweep.results import write_results
 from dtrain.sweep.setup import Setup, grouped, open_setup
 from dtrain.sweep.study import JOURNAL, open_study
 
@@ -296,3 +297,18 @@ def test_devices_are_shared_evenly() -> None:
     assert grouped(["0", "1", "2", "3"], 2) == [["0", "1"], ["2", "3"]]
     with pytest.raises(DtrainError, match="3 devices cannot be shared by 2 trials at a time; --parallel 1"):
         grouped(["0", "1", "2"], 2)
+
+
+def test_values_that_are_arrays_or_tables_come_back_from_the_journal(tmp_path: Path) -> None:
+    axes = '"optimizers.*.betas" = [[0.5, 0.9], [0.9, 0.99]]\n'
+    axes += '"optimizers.classifier.schedule" = [{ kind = "cosine", warmup = 1 }, { kind = "constant" }]'
+    setup = ready(tmp_path, axes)
+    study = open_study(setup)
+    while (begun := study.begin()) is not None:
+        begun.finish([float(begun.number)])
+    write_results(setup, open_study(setup))
+    best = dtrain.load(setup.folder / "best.toml")
+    assert best.optimizers["classifier"].betas == (0.9, 0.99)
+    assert best.optimizers["classifier"].schedule.kind == "constant"
+    told = json.loads((setup.folder / "trials.json").read_text())["trials"]
+    assert told[0]["settings"]["optimizers.*.betas"] == [0.5, 0.9]

@@ -37,6 +37,7 @@ class Lines:
 
     def __init__(self, setup: Setup, study: Study):
         self.setup, self.study = setup, study
+        self._waiting: set[int] = set()  # trials of which that was said
         for line in _kept(study):
             print(line, flush=True)
 
@@ -50,7 +51,10 @@ class Lines:
         print(f"trial {record.number}: {outcome(record, self.setup.metric)} ({took:.0f} s)", flush=True)
 
     def tick(self, jobs: list[Job]) -> None:
-        pass
+        for job in jobs:
+            if job.waits and job.trial.number not in self._waiting:
+                self._waiting.add(job.trial.number)
+                print(f"trial {job.trial.number}: waits, as another process trains its recipe", flush=True)
 
 
 class Table(Lines):

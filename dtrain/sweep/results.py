@@ -8,31 +8,31 @@ from typing import Any, Literal
 from dtrain.errors import DtrainError
 from dtrain.format.files import write_synced
 from dtrain.format.sweeps import TRIALS
-from dtrain.recipe.cells import in_words
+from dtrain.recipe.cells import in_words, thawed
 from dtrain.recipe.write import to_toml
 from dtrain.spec.words import in_line
 from dtrain.sweep.setup import Setup
-from dtrain.sweep.study import Record, Study
+from dtrain.sweep.study import Record, Study, held
 
 BEST = "best.toml"
 
 
 def write_results(setup: Setup, study: Study) -> None:
     """Write both anew. Raises DtrainError if they cannot be written."""
-    records = study.records()
-    table = {
-        "sweep": setup.name,
-        "recipe": setup.base.name,
-        "metric": setup.metric,
-        "mode": setup.mode,
-        "axes": list(setup.sweep.axes),
-        "trials": [as_table(record) for record in records],
-    }
-    best = best_of(records, setup.mode)
     try:
-        _replace(setup.folder / TRIALS, json.dumps(table, indent=1, ensure_ascii=False) + "\n")
-        if best is not None:
-            _replace(setup.folder / BEST, _recipe_of(setup, best))
+        with held(setup.folder / ".lock"):  # or what is older could be written over what is newer
+            records = study.records()
+            table = {
+                "sweep": setup.name,
+                "recipe": setup.base.name,
+                "metric": setup.metric,
+                "mode": setup.mode,
+                "axes": list(setup.sweep.axes),
+                "trials": [as_table(record) for record in records],
+            }
+            _replace(setup.folder / TRIALS, json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+            if (best := best_of(records, setup.mode)) is not None:
+                _replace(setup.folder / BEST, _recipe_of(setup, best))
     except OSError as error:
         raise DtrainError(f"{setup.folder} cannot be written: {error}") from None
 
@@ -42,7 +42,7 @@ def as_table(record: Record) -> dict[str, Any]:
     return {
         "trial": record.number,
         "state": "cut off" if record.state == "running" else record.state,
-        "settings": dict(record.settings),
+        "settings": thawed(record.settings),
         "value": record.value,
         "values": list(record.values),
         "step": max(record.curve, default=None),

@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from dtrain.errors import DtrainError
 from dtrain.recipe.cells import thawed
 from dtrain.spec.sweep import Hyperband, Median, Sweep
+from dtrain.spec.table import freeze
 from dtrain.sweep.samplers import choice, open_sampler
 from dtrain.sweep.setup import Setup
 
@@ -106,7 +107,7 @@ class Study:
             found[number] = Record(
                 number,
                 "running" if is_held else STATES.get(trial.state, "cut off"),
-                own.get("settings", {}),
+                freeze(own.get("settings", {})),
                 trial.value if trial.state == TrialState.COMPLETE else None,
                 tuple(own.get("values", ())),
                 dict(sorted(trial.intermediate_values.items())),
