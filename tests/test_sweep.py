@@ -14,6 +14,7 @@ import dtrain
 from dtrain.errors import DtrainError, RecipeErrors
 from dtrain.recipe.load import read
 from dtrain.recipe.write import to_toml
+from dtrain.sweep.locks import join
 from dtrain.sweep.process import Launch
 from dtrain.sweep.results import write_results
 from dtrain.sweep.setup import Setup, grouped, open_setup
@@ -122,6 +123,11 @@ MISTAKES = {  # an axis: the column in its line, and what is said
     '"optimizers.*.lr" = { values = [1], when = { "train.size" = 1 } }': (46, "the key of an axis above"),
     '"train.seed" = [1]': (1, "unknown key"),
     '"optimizers.*.lr" = { values = [1], uniform = [1, 2] }': (37, "found values and uniform; one of them"),
+    '"train.batch_size" = { range = [4, 10, 4] }': (32, "steps of 4 from 4 do not reach 10; 8 would do"),
+    '"train.batch_size" = { range = [4, 1_000_000_000] }': (32, "in a grid at most 10,000 would do"),
+    '"optimizers.*.lr" = [nan, 1e-3]': (21, "found nan; a finite number would do"),
+    '"optimizers.*.lr" = [1979-05-27]': (21, "no key of a recipe takes a date or a time"),
+    '"track.kinds" = [["console"]]': (18, '"jsonl" belongs here, too'),
     '"optimizers.*.lr" = { values = [1], points = 2 }': (37, "is for uniform, log_uniform or log_range"),
 }
 
@@ -134,6 +140,121 @@ def test_a_mistake_in_an_axis_is_found_before_the_first_trial_at_its_line(tmp_pa
         open_setup(read(path), Launch(tmp_path / "runs"), [])
     assert f"{path}:{FIRST_AXIS}:{column}: " in str(caught.value)
     assert said in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+MORE_MISTAKES = {  # in the second of two axes
+    '"optimizers.classifier.lr" = [1e-3]': 'as the axis "optimizers.*.lr" does; one of them would do',
+    '"train.lanes" = { values = [1], when = { "optimizers.*.lr" = 5 } }': 'found 5, which "optimizers',
+    '"hyperparameters.x" = { tied = "optimizers.*.lr", values = [1] }': 'but "optimizers.*.lr" has 2 values',
+}
+
+
+@pytest.mark.parametrize("axis", MORE_MISTAKES)
+def test_a_mistake_of_two_axes_is_found_at_the_second(tmp_path: Path, axis: str) -> None:
+    path = swept(tmp_path, f'"optimizers.*.lr" = [1e-3, 1e-2]\n{axis}')
+    with pytest.raises(RecipeErrors) as caught:
+        open_setup(read(path), Launch(tmp_path / "runs"), [])
+    assert str(caught.value).startswith(f"{path}:{FIRST_AXIS + 1}:")
+    assert MORE_MISTAKES[axis] in str(caught.value)
+
+
+def test_words_cannot_be_multiplied(tmp_path: Path) -> None:
+    axes = '"optimizers.*.kind" = ["adam"]\n"hyperparameters.x" = { tied = "optimizers.*.kind", times = 2 }'
+    with pytest.raises(RecipeErrors, match='may be "adam", which cannot be multiplied'):
+        dtrain.load(swept(tmp_path, axes))
+
+
+def test_check_imports_nothing_for_trials_either(tmp_path: Path, dtrain_here: Here) -> None:
+    path = swept(tmp_path, '"optimizers.*.lr" = [1e-3, 1e-2]')
+    (tmp_path / "fatal.py").write_text("raise SystemExit('imported')\n")
+    path.write_text(path.read_text().replace('kind = "adamw"', 'kind = "fatal.py:Mine"'))
+    said = dtrain_here("check", path)
+    assert said.code == 0, said.errors
+
+
+def test_what_a_copy_of_the_star_says_is_still_said_where_it_was(tmp_path: Path) -> None:
+    base, other = tmp_path / "base", tmp_path / "other"
+    text = CLASSIFIER.replace("[optimizers.classifier]", '[optimizers."*"]').replace(
+        '"adamw"', '"own.py:Mine"'
+    )
+    written(base, "plain.toml", text)
+    (base / "own.py").write_text("from torch.optim import SGD\n\n\nclass Mine(SGD):\n    pass\n")
+    other.mkdir()
+    axes = '[sweep.axes]\n"optimizers.classifier.lr" = [1e-3]\n'
+    (other / "swept.toml").write_text(f'extends = "../base/plain.toml"\n[sweep]\n{GRID}{axes}')
+    setup = open_setup(read(other / "swept.toml"), Launch(tmp_path / "runs"), [])
+    assert setup.recipe(setup.sweep.grid()[0]).optimizers["classifier"].path == f"{base}/own.py:Mine"
+
+
+def test_what_refers_to_the_seed_goes_with_it(tmp_path: Path) -> None:
+    path = swept(tmp_path, '"optimizers.*.lr" = [1e-3]', f"{GRID}seeds = 2\n")
+    path.write_text(f'seed = 3\n{path.read_text()}\n[hyperparameters]\nother = "${{seed}}"\n')
+    setup = open_setup(read(path), Launch(tmp_path / "runs"), [])
+    recipe = setup.recipe(setup.sweep.grid()[0], 1)
+    assert (recipe.seed, recipe.hyperparameters["other"]) == (4, 4)
+
+
+def test_the_order_of_a_grid_is_its_own(tmp_path: Path) -> None:
+    lines = ['"optimizers.*.lr" = [1e-3, 1e-2]', '"train.batch_size" = [4, 8]']
+    one, other = (ready(tmp_path, "\n".join(order)).identity for order in (lines, lines[::-1]))
+    assert one != other
+
+
+def test_hyperband_counts_the_steps_of_epochs(tmp_path: Path) -> None:
+    options = 'trials = 3\nmetric = "evaluate/loss"\nprune = { kind = "hyperband", min_steps = 2 }\n'
+    setup = ready(tmp_path, '"optimizers.*.lr" = { uniform = [0, 1] }', options)
+    assert setup.steps == 6
+
+
+def test_a_decision_to_end_a_trial_survives_a_kill(tmp_path: Path) -> None:
+    options = 'trials = 9\nmetric = "evaluate/loss"\nprune = { kind = "hyperband", min_steps = 2 }\n'
+    setup = ready(tmp_path, '"optimizers.*.lr" = { uniform = [0, 1] }', options)
+    decided = 0
+    study = open_study(setup)
+    while (begun := study.begin()) is not None:
+        ends = next((step for step in (2, 4, 6) if begun.report(step, float(begun.number))), None)
+        if ends is None:
+            begun.finish([float(begun.number)])
+            continue
+        decided += 1
+        begun.leave()  # killed, before anybody was told
+        again = open_study(setup).begin()
+        assert again is not None
+        assert again.number == begun.number
+        assert [again.report(step, float(again.number)) for step in (2, 4, 6) if step <= ends][-1]
+        again.prune()
+    assert decided
+
+
+def test_sweeps_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    with (
+        join(tmp_path / "lock", "one", "rates"),
+        join(tmp_path / "lock", "one", "rates"),
+        pytest.raises(DtrainError, match="another sweep of the name rates is being worked on"),
+    ):
+        join(tmp_path / "lock", "two", "rates")
+    join(tmp_path / "lock", "two", "rates").close()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--config", "nope.yaml"], "--config nope.yaml cannot be read"),
+        (["--scale", "nope.toml"], "nope.toml"),
+        (["--time", "1:00:00"], "--submit slurm belongs to them"),
+        (["--submit", "slurm", "--retry"], "--retry is for a sweep that runs here"),
+        (["--submit", "slurm", "--devices", "0"], "--sbatch=--gpus=1 would do"),
+        (["--devices", ""], "--devices names none; 0,1 would do"),
+        (["--report", "--dry-run"], "each do something else; give one"),
+        (["--report"], "has no trials of this sweep"),
+    ],
+)
+def test_options_that_will_not_do(tmp_path: Path, dtrain_here: Here, options: list[str], said: str) -> None:
+    path = swept(tmp_path, '"optimizers.*.lr" = [1e-3]')
+    found = dtrain_here("sweep", path, *options, "--runs", tmp_path / "runs")
+    assert found.code == 2
+    assert said in found.errors
     assert not (tmp_path / "runs").exists()
 
 
@@ -190,7 +311,7 @@ def test_no_run_and_no_checkpoint_depends_on_a_sweep(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "cma_es"])
 def test_the_same_is_chosen_whoever_was_killed_in_between(tmp_path: Path, sampler: str) -> None:
-    axes = '"optimizers.*.lr" = { log_uniform = [1e-4, 1] }\n"train.batch_size" = [4, 8]\n'
+    axes = '"optimizers.*.lr" = { log_uniform = [1e-4, 1] }\n"train.batch_size" = { range = [4, 8, 4] }\n'
     axes += '"models.classifier.layers[0].out" = { range = [2, 8, 2] }'
     options = f'sampler = "{sampler}"\ntrials = 12\nmetric = "evaluate/accuracy"\n'
     found = []
@@ -265,6 +386,7 @@ def test_weights_and_biases_gets_what_its_agent_can_start(tmp_path: Path, dtrain
     axes += '"optimizers.*.kind" = ["adam", "sgd"]\n"train.batch_size" = { range = [4, 8, 4] }'
     options = 'trials = 20\nmetric = "evaluate/accuracy"\nprune = { kind = "hyperband", min_steps = 4 }\n'
     path = swept(tmp_path, axes, options)
+    path.write_text(path.read_text().replace('["jsonl"]', '["jsonl", "wandb"]'))
     said = dtrain_here("sweep", path, "--to-wandb", "--runs", tmp_path / "runs")
     assert said.code == 0, said.errors
     file = tmp_path / "runs/sweeps/tiny-classifier/wandb.yaml"
@@ -287,6 +409,7 @@ def test_weights_and_biases_gets_what_its_agent_can_start(tmp_path: Path, dtrain
 
 def test_weights_and_biases_has_no_words_for_some(tmp_path: Path, dtrain_here: Here) -> None:
     path = swept(tmp_path, '"train.batch_size" = [4]\n"train.epochs" = { tied = "train.batch_size" }')
+    path.write_text(path.read_text().replace('["jsonl"]', '["jsonl", "wandb"]'))
     said = dtrain_here("sweep", path, "--to-wandb", "--runs", tmp_path / "runs")
     assert said.code == 2
     assert f"{FIRST_AXIS + 1}:" in said.errors

@@ -44,8 +44,8 @@ def choose(
     A run of the same resolved recipe that was cut off is carried on from its newest checkpoint, or from the
     one of another run that it began from, and one that has finished if something of it is still to be copied
     elsewhere; with `once` the newest one is taken that is there, though it has finished.
-    Raises CheckpointError if `resume` names no checkpoint, or a run that is being worked on, or if what a run
-    began from is gone.
+    Raises CheckpointError if `resume` names no checkpoint, or a run that is being worked on, as with `once`
+    the newest may be, or if what a run began from is gone.
     """
     home = runs / name
     if resume is not None:
@@ -58,7 +58,11 @@ def choose(
         return _new(home, recipe, checkpoint)
     if not fresh:
         for run in sorted(home.glob("[!.]*"), reverse=True):
-            if recipe_of(run) != recipe or (found := try_lock(run)) is None:
+            if recipe_of(run) != recipe:
+                continue
+            if (found := try_lock(run)) is None:
+                if once:  # or it would be trained twice
+                    raise CheckpointError(f"{run} is being worked on by another process")
                 continue
             newest = next(reversed(checkpoints_in(run)), None)
             is_cut_off = newest is None or (step_of(newest) < last_step and not ended_early(newest))

@@ -51,7 +51,7 @@ def check(
             raise located(document, errors)
         data = check_data(loaded, document, processes)
         if loaded.sweep is not None:
-            check_trials(written, loaded.sweep)
+            check_trials(written, loaded.sweep, imports=imports, processes=processes)
     except DtrainError as error:
         if not as_json:
             raise

@@ -49,8 +49,10 @@ class Row:
     @property
     def state(self) -> str:
         """How the run stands; of one that its sweep has ended, that."""
-        is_ended = self.trial is not None and self.trial.state in ("pruned", "failed")
-        return self.trial.state if self.trial is not None and is_ended else self.standing.state
+        known = self.standing.state
+        if self.trial is None or known not in ("cut off", "no checkpoint yet"):
+            return known
+        return self.trial.state if self.trial.state in ("pruned", "failed") else known
 
 
 KEYS: dict[str, Callable[[Row], Any]] = {

@@ -43,8 +43,8 @@ OPTIONS = (
     click.option(
         "--submit", type=click.Choice(["slurm"]), help="Hand it to sbatch: an array of --parallel tasks."
     ),
-    click.option("--time", default="24:00:00", show_default=True, help="The limit of each task under Slurm."),
-    click.option("--sbatch", "options", metavar="OPTION", multiple=True, help="More of sbatch's."),
+    click.option("--time", help="The limit of each task under Slurm.  [default: 24:00:00]"),
+    click.option("--sbatch", "options", metavar="OPTION", multiple=True, help="More of sbatch's, for Slurm."),
     click.option(
         "--before", metavar="COMMAND", multiple=True, help="First in a task: 'source venv/bin/activate'"
     ),
@@ -81,6 +81,13 @@ def sweep(
     """
     if sum((dry_run, report, to_wandb, submit is not None)) > 1:
         raise DtrainError("--dry-run, --report, --to-wandb and --submit each do something else; give one")
+    if submit is None and any(of_slurm.values()):
+        raise DtrainError("--time, --sbatch and --before are Slurm's; --submit slurm belongs to them")
+    if submit is not None and (retry or devices is not None):
+        said = "--retry is for a sweep that runs here" if retry else "--devices are those here"
+        raise DtrainError(
+            f"{said}; --submit slurm takes none" + ("" if retry else ": --sbatch=--gpus=1 would do")
+        )
     try:
         import optuna  # noqa: F401
         import plotly  # noqa: F401
@@ -92,7 +99,8 @@ def sweep(
     from dtrain.sweep.setup import grouped, open_setup
 
     document = read(recipe, overrides, set_files=set_files)
-    sys.path.append(str(recipe.parent.absolute()))  # a recipe's own modules may lie beside it
+    if document.trust.everything:
+        sys.path.append(str(recipe.parent.absolute()))  # a recipe's own modules may lie beside it
     groups = [] if devices is None else grouped([name for name in devices.split(",") if name], parallel)
     setup = open_setup(document, Launch(runs, config, scale_file, recipe.parent), groups)
     again = said_again(recipe, overrides, set_files, False, ())
@@ -108,9 +116,12 @@ def sweep(
         with locating(document):
             return _to_wandb(setup, again)
     if submit is not None:
+        from dtrain.cli.sweep_slurm import submit as hand_to_slurm
+
         own = ["--runs", str(runs), *([] if config is None else ["--config", str(config)])]
         own += [] if scale_file is None else ["--scale", str(scale_file)]
-        return _submit(setup, [*again, *own, *(["--retry"] if retry else [])], parallel, **of_slurm)
+        time = of_slurm.pop("time") or "24:00:00"
+        return hand_to_slurm(setup, [*again, *own], parallel, time=time, **of_slurm)
     return _train(setup, parallel, retry)
 
 
@@ -118,11 +129,16 @@ def _train(setup: "Setup", parallel: int, retry: bool) -> int:
     from dtrain.cli.sweep_table import open_watcher, print_results
     from dtrain.stopping import Signals
     from dtrain.sweep.drive import drive
+    from dtrain.sweep.locks import join
     from dtrain.sweep.results import write_results
     from dtrain.sweep.study import open_study
 
     study = open_study(setup)
-    with Signals(complain) as signals, open_watcher(setup, study) as watcher:
+    with (
+        join(setup.folder / ".sweeping", setup.identity, setup.name),
+        Signals(complain) as signals,
+        open_watcher(setup, study) as watcher,
+    ):
         why = drive(
             setup,
             study,
@@ -139,68 +155,25 @@ def _train(setup: "Setup", parallel: int, retry: bool) -> int:
     if why is not None:
         complain(f"{why}; with more sweep.minutes the same command carries on")
         return STOPPED
-    return MISTAKE if all(record.value is None for record in study.records()) else 0
+    states = [record.state for record in study.records()]
+    return MISTAKE if "failed" in states and "finished" not in states else 0
 
 
 def _report(setup: "Setup") -> int:
     from dtrain.sweep.report import write_report
     from dtrain.sweep.study import open_study
 
-    study = open_study(setup)
-    if not study.records():
-        raise DtrainError(f"{setup.folder} has no trials yet; without --report they are trained")
+    study = open_study(setup) if setup.folder.is_dir() else None
+    if study is None or not study.records():
+        raise DtrainError(f"{setup.folder} has no trials of this sweep; without --report they are trained")
     click.echo(f"report      {write_report(setup, study)}")
     return 0
 
 
 def _to_wandb(setup: "Setup", again: Sequence[str]) -> int:
+    from dtrain.cli.sweep_slurm import written
     from dtrain.sweep.wandb_file import wandb_file
 
-    path = _written(setup, "wandb.yaml", wandb_file(setup, again))
+    path = written(setup, "wandb.yaml", wandb_file(setup, again))
     click.echo(f"wandb sweep {path}\n  then, where it is to be trained: wandb agent SWEEP")
     return 0
-
-
-def _submit(
-    setup: "Setup",
-    words: Sequence[str],
-    parallel: int,
-    time: str,
-    options: Sequence[str],
-    before: Sequence[str],
-) -> int:
-    """Hand an array of tasks to sbatch, each of which works on trials of the sweep."""
-    import shutil
-    import subprocess
-
-    from dtrain.launch.filling import slurm_array
-
-    script = slurm_array(
-        setup.name,
-        str(words[0]),
-        ["python", "-m", "dtrain", "sweep", *words],
-        tasks=parallel,
-        time=time,
-        output=str(setup.folder.absolute() / "slurm-%A_%a.out"),
-        options=options,
-        before=before,
-    )
-    path = _written(setup, "slurm.sbatch", script)
-    if shutil.which("sbatch") is None:
-        raise DtrainError(f"there is no sbatch here; where there is one, this would do: sbatch {path}")
-    found = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=False)
-    if found.returncode:
-        raise DtrainError(f"sbatch does not take {path}: {found.stderr.strip()}")
-    click.echo(f"job         {found.stdout.strip()}, {parallel} tasks, as {path} says")
-    click.echo(f"output      {setup.folder / f'slurm-{found.stdout.strip()}_*.out'}")
-    return 0
-
-
-def _written(setup: "Setup", name: str, text: str) -> Path:
-    path = setup.folder / name
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    except OSError as error:
-        raise DtrainError(f"{path} cannot be written: {error}") from None
-    return path

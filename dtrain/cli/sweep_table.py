@@ -12,7 +12,7 @@ from dtrain.recipe.cells import brief, in_words
 from dtrain.spec.words import in_line
 from dtrain.sweep.drive import Watcher
 from dtrain.sweep.job import Job
-from dtrain.sweep.results import best_of, outcome, ranked, write_results
+from dtrain.sweep.results import best_of, outcome, ranked
 from dtrain.sweep.setup import Setup
 from dtrain.sweep.study import Record, Study
 
@@ -45,7 +45,6 @@ class Lines:
         print(f"trial {job.trial.number}: {in_words(job.trial.settings)}", flush=True)
 
     def ended(self, job: Job) -> None:
-        write_results(self.setup, self.study)
         record = next(each for each in self.study.records() if each.number == job.trial.number)
         took = time.monotonic() - job.since
         print(f"trial {record.number}: {outcome(record, self.setup.metric)} ({took:.0f} s)", flush=True)
@@ -65,10 +64,10 @@ class Table(Lines):
         super().__init__(setup, study)
 
     def began(self, job: Job) -> None:
-        write_results(self.setup, self.study)
+        pass
 
     def ended(self, job: Job) -> None:
-        write_results(self.setup, self.study)
+        pass
 
     def tick(self, jobs: list[Job]) -> None:
         records = self.study.records()

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from dtrain.errors import RecipeError, RecipeErrors
-from dtrain.recipe.compose import put
+from dtrain.errors import RecipeError, RecipeErrors, Spot
+from dtrain.recipe.compose import open_place
 from dtrain.recipe.document import Document, Said, copied, has
 from dtrain.recipe.fit import check_data
 from dtrain.recipe.load import from_document
+from dtrain.recipe.locate import located
 from dtrain.recipe.values import Recipe
 from dtrain.spec.axes import Axis, same, same_place
 from dtrain.spec.sweep import Sweep
@@ -21,7 +22,14 @@ Settings = Mapping[str, Any]  # what is set in a trial, by the dotted keys of it
 
 
 def trial(
-    written: Document, sweep: Sweep, settings: Settings, *, after: int = 0, hashes: bool = True
+    written: Document,
+    sweep: Sweep,
+    settings: Settings,
+    *,
+    after: int = 0,
+    imports: bool = True,
+    hashes: bool = True,
+    processes: int = 1,
 ) -> Recipe:
     """The recipe in which axes have these values, with a seed that comes so many `after` its own.
 
@@ -31,17 +39,27 @@ def trial(
     document = copied(written)
     document.table.pop("sweep", None)
     document.errors = []
-    for key, value in sorted(settings.items(), key=lambda item: not item[0].startswith("optimizers.*.")):
-        _set(document, key, value, sweep.all_axes[key], _said(written, sweep, key, value, settings))
+    set_by: dict[Place, str] = {}
     try:
-        recipe = from_document(document, hashes=hashes)
-        check_data(recipe, document, 1)
+        for key, value in sorted(settings.items(), key=lambda item: not item[0].startswith("optimizers.*.")):
+            said = _said(written, sweep, key, value, settings)
+            for place in _set(document, key, value, said):
+                if (other := set_by.setdefault(place, key)) != key:
+                    wrong = f"sets {dotted(place)}, as the axis {show(other)} does; one of them would do"
+                    raise located(document, [RecipeError(dotted((*AXES, key)), wrong, spot=_key_spot(said))])
+        seed = document.table.get("seed", 0)
+        if isinstance(seed, int):
+            document.table["seed"] = seed + after
+        recipe = from_document(document, imports=imports, hashes=hashes)
+        if errors := list(_unfit(recipe, sweep)):
+            raise located(document, errors)
+        check_data(recipe, document, processes)
     except RecipeErrors as error:
         raise RecipeErrors([_with(one, settings) for one in error.errors], error.source) from None
-    return replace(recipe, seed=recipe.seed + after)
+    return recipe if isinstance(seed, int) else replace(recipe, seed=recipe.seed + after)
 
 
-def check_trials(written: Document, sweep: Sweep) -> None:
+def check_trials(written: Document, sweep: Sweep, *, imports: bool = True, processes: int = 1) -> None:
     """Look at the trials to come: of a grid at all, or the first of very many; of others at the extremes.
 
     Raises RecipeErrors with every mistake of them, each once.
@@ -51,16 +69,25 @@ def check_trials(written: Document, sweep: Sweep) -> None:
     found: dict[tuple[Any, ...], RecipeError] = {}
     for settings in wanted[:MOST_CHECKED]:
         try:
-            trial(written, sweep, settings, hashes=False)
+            trial(written, sweep, settings, imports=imports, hashes=False, processes=processes)
         except RecipeErrors as error:
             for one in error.errors:
-                where = (one.spot, one.key, one.message if one.key.startswith("sweep.axes") else "")
-                found.setdefault(where, one)
+                found.setdefault((one.spot, one.key), one)
     if found:
         ordered = sorted(
             found.values(), key=lambda one: (one.spot.line, one.spot.column) if one.spot else (0, 0)
         )
         raise RecipeErrors(ordered, written.main.name)
+
+
+def _unfit(recipe: Recipe, sweep: Sweep) -> Iterator[RecipeError]:
+    """What of a trial would leave the sweep without what it compares by."""
+    if "jsonl" not in recipe.track.kinds:
+        said = 'a sweep reads metrics.jsonl of its runs; "jsonl" belongs here, too'
+        yield RecipeError("track.kinds", said)
+    if sweep.prune is not None and not recipe.every.evaluate:
+        said = "nothing would be evaluated before the end, by which sweep.prune goes; 500 would do"
+        yield RecipeError("every.evaluate", said)
 
 
 def in_words(settings: Settings) -> str:
@@ -88,18 +115,21 @@ def places(table: Any, place: Place) -> Iterator[Place]:
     yield place
 
 
-def _set(document: Document, key: str, value: Any, axis: Axis, said: Said) -> None:
-    """Set a key, or with a `*` that names nothing all that stand there."""
-    for place in places(document.table, placed_in(key)):
-        new = next((n for n in range(1, len(place) + 1) if not has(document.table, place[:n])), len(place))
+def _set(document: Document, key: str, value: Any, said: Said) -> Iterator[Place]:
+    """Set a key, or with a `*` that names nothing all that stand there; the places that were set."""
+    for place in list(places(document.table, placed_in(key))):
         try:
-            put(document, place, thawed(value), said.text)
+            open_place(document, place)
+            new = next(
+                (n for n in range(1, len(place) + 1) if not has(document.table, place[:n])), len(place)
+            )
+            document.set(place, thawed(value), said.text)
         except RecipeErrors as error:
-            spot = said.text.spot(said.key or said.place, is_key=True)
-            wrong = [one.written_at(one.key, spot) for one in error.errors]
+            wrong = [one.written_at(one.key, _key_spot(said)) for one in error.errors]
             raise RecipeErrors(wrong, document.main.name) from None
         for length in range(new, len(place) + 1):
             document.said[place[:length]] = said
+        yield place
 
 
 def placed_in(key: str) -> Place:
@@ -112,6 +142,10 @@ def thawed(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: thawed(item) for key, item in value.items()}
     return [thawed(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _key_spot(said: Said) -> Spot | None:
+    return said.text.spot(said.key or said.place, is_key=True)
 
 
 def _said(written: Document, sweep: Sweep, key: str, value: Any, settings: Settings) -> Said:

@@ -58,10 +58,11 @@ def compared(parts: Parts, system: Any, metrics: list[str]) -> Iterator[RecipeEr
         near = f"one of {', '.join(metrics)}" if metrics else '"evaluate/loss"'
         yield RecipeError("sweep.metric", f"required, but missing; {near} would do")
         return
-    yield from (wrong := list(_metric("sweep.metric", metric, metrics))) if sweep.metric else ()
+    wrong = list(_metric("sweep.metric", metric, metrics)) if sweep.metric else []
+    yield from wrong
     own = parts.values["evaluate"].metrics if "evaluate" in parts.values else {}
     given = sweep.mode or (checkpoint.mode if checkpoint is not None and checkpoint.best == metric else None)
-    if given is None and not (sweep.metric and wrong) and known_mode(metric, system, own) is None:
+    if given is None and not wrong and known_mode(metric, system, own) is None:
         said = f'required, as nothing says which value of {show(metric)} is best; "max" or "min" would do'
         yield RecipeError("sweep.mode", said)
     track = parts.values.get("track")

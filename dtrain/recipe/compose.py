@@ -11,7 +11,7 @@ from typing import Any
 from dtrain.errors import RecipeError, RecipeErrors
 from dtrain.recipe.document import UNSET, Document, Said, Sayings, at, has
 from dtrain.recipe.references import REFERENCE
-from dtrain.recipe.texts import Text, argument, near_path, open_text, parse
+from dtrain.recipe.texts import argument, near_path, open_text, parse
 from dtrain.spec.trust import EVERYTHING, Trust
 from dtrain.spec.words import Place, placed, show
 
@@ -129,18 +129,18 @@ def override(document: Document, overrides: Sequence[str]) -> None:
     for number, content in numbered:
         try:
             text, place, value = argument(number, content)
-            put(document, place, value, text)
+            open_place(document, place)
+            document.set(place, value, text)
         except RecipeErrors as error:
             document.errors += error.errors
         except RecipeError as error:
             document.errors.append(error)
 
 
-def put(document: Document, place: Place, value: Any, text: Text) -> None:
-    """Set one value that a text gives. Raises RecipeErrors where nothing can stand at the place."""
+def open_place(document: Document, place: Place) -> None:
+    """Put a copy in the place of what several share, where a part of it is to be set."""
     _copy_star(document, place)
     _open_references(document, place)
-    document.set(place, value, text)
 
 
 def _open_references(document: Document, place: Place) -> None:

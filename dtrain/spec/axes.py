@@ -3,11 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import field
+from datetime import date, time
 from typing import Annotated, Any
 
 from dtrain.spec.table import AtLeastOne, Checked, Frozen, Table, Within, Wrong, empty, table
 from dtrain.spec.words import either, show
 
+MOST_CELLS = 10_000  # values that a grid takes of one
 WAYS = ("values", "uniform", "log_uniform", "range", "log_range")  # to say what a key may be
 COUNTED = ("uniform", "log_uniform", "log_range")  # those of which a grid must be told how many to take
 
@@ -27,7 +29,27 @@ def _above_0(ends: tuple[float, ...]) -> tuple[float, ...]:
 def _in_steps(ends: tuple[int, ...]) -> tuple[int, ...]:
     if len(ends) not in (2, 3) or (len(ends) == 3 and ends[2] < 1):
         raise ValueError(f"found {show(ends)}; [first, last] or [first, last, step] would do")
-    return tuple(int(end) for end in _rising(ends))
+    _rising(ends[:2])
+    if len(ends) == 3 and (left := (ends[1] - ends[0]) % ends[2]):
+        raise ValueError(
+            f"steps of {ends[2]} from {ends[0]} do not reach {ends[1]}; {ends[1] - left} would do"
+        )
+    return ends
+
+
+def _of_toml(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Values that a recipe can have, JSON can keep, and of which none is another."""
+    for number, value in enumerate(values):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"found {show(value)}; a finite number would do")
+        if isinstance(value, date | time):
+            raise ValueError(f"found {show(value)}; no key of a recipe takes a date or a time")
+        if any(same(value, other) for other in values[:number]):
+            raise ValueError(f"found {show(value)} twice; each value once would do")
+    return values
+
+
+Values = Annotated[tuple[Any, ...], AtLeastOne(), Checked(_of_toml)]
 
 
 @table
@@ -35,7 +57,7 @@ class Axis(Table):
     """What a key may be: one of some values, a number between two ends, or what another axis makes it."""
 
     # one of these; an array in place of the table says the same
-    values: Annotated[tuple[Any, ...], AtLeastOne()] | None = None
+    values: Values | None = None
     uniform: Annotated[tuple[float, float], Checked(_rising)] | None = None  # a number between two ends
     # the same, evenly by its logarithm
     log_uniform: Annotated[tuple[float, float], Checked(_above_0)] | None = None
@@ -44,7 +66,7 @@ class Axis(Table):
     # a whole number between two ends, evenly by its logarithm
     log_range: Annotated[tuple[int, int], Checked(_above_0)] | None = None
     # how many numbers a grid takes, evenly, of those between two ends
-    points: Annotated[int, Within(at_least=1, at_most=10_000)] | None = None
+    points: Annotated[int, Within(at_least=1, at_most=MOST_CELLS)] | None = None
     # another axis: this key has its value, or that of `values` in the same place
     tied: str | None = None
     times: float | None = None  # what the value of the other axis is multiplied by
@@ -75,8 +97,7 @@ class Axis(Table):
         if self.values is not None:
             return self.values
         if self.range is not None:
-            first, last, *step = self.range
-            return tuple(range(first, last + 1, *step))
+            return self.counted()
         if self.points is None:
             return None
         if self.uniform is not None:
@@ -88,6 +109,27 @@ class Axis(Table):
         if self.log_range is not None:
             return tuple(dict.fromkeys(map(round, found)))
         return tuple(float(f"{value:.6g}") for value in found)
+
+    def counted(self) -> tuple[int, ...]:
+        """The numbers of a range. Raises ValueError of more than a grid can have."""
+        assert self.range is not None
+        first, last, *step = self.range
+        found = range(first, last + 1, *step)
+        if len(found) > MOST_CELLS:
+            raise ValueError(f"found {len(found):,} numbers; in a grid at most {MOST_CELLS:,} would do")
+        return tuple(found)
+
+    def can_be(self, value: Any) -> bool:
+        """Whether it may have a value."""
+        if self.values is not None:
+            return any(same(value, other) for other in self.values)
+        ends = self.uniform or self.log_uniform or self.range or self.log_range
+        if ends is None:
+            return True
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_whole = self.range is None and self.log_range is None
+        on_step = self.range is None or len(self.range) < 3 or (value - ends[0]) % self.range[2] == 0
+        return is_number and ends[0] <= value <= ends[1] and (is_whole or value == int(value)) and on_step
 
     def extremes(self) -> tuple[Any, ...]:
         """Values that stand for all others: each of an array, both ends of numbers."""
@@ -104,7 +146,7 @@ class Axis(Table):
         if self.times is None:
             return other
         found = other * self.times
-        return int(found) if isinstance(other, int) and found == int(found) else found
+        return int(found) if isinstance(other, int) and found.is_integer() else found
 
     def is_on(self, chosen: Mapping[str, Any]) -> bool:
         """Whether the key is set at all, where the axes above have these values."""

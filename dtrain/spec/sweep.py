@@ -5,10 +5,9 @@ from dataclasses import field
 from itertools import islice, product
 from typing import Annotated, Any, Literal
 
-from dtrain.spec.axes import Axis, same
+from dtrain.spec.axes import Axis, Values
 from dtrain.spec.table import (
     Above0,
-    AtLeastOne,
     Frozen,
     Name,
     Natural,
@@ -50,7 +49,7 @@ class Hyperband(Pruner):
     factor: Annotated[int, Within(at_least=2)] = 3  # one in so many goes on
 
 
-AnyAxis = Annotated[tuple[Any, ...], AtLeastOne()] | Axis
+AnyAxis = Values | Axis
 Choose = Callable[[str, Axis], Any]  # gives a value of a key
 
 
@@ -103,7 +102,7 @@ class Sweep(Table):
             if axis.tied is None:
                 found[key] = choose(key, axis)
             elif axis.tied in found:
-                found[key] = axis.tied_to(found[axis.tied], self.all_axes[axis.tied].cells())
+                found[key] = axis.tied_to(found[axis.tied], self.all_axes[axis.tied].values)
         return found
 
     def grid(self) -> list[dict[str, Any]]:
@@ -135,12 +134,6 @@ class Sweep(Table):
 
     def _check_axis(self, key: str, axis: Axis, above: list[str]) -> None:
         place = ("axes", key)
-        for number, value in enumerate(axis.values or ()):
-            if any(same(value, other) for other in (axis.values or ())[:number]) and axis.tied is None:
-                raise Wrong(dotted(place), f"found {show(value)} twice; each value once would do")
-        if self.sampler == "grid" and axis.tied is None and axis.cells() is None:
-            said = "a grid must know how many numbers to take; points = 5 would do"
-            raise Wrong(dotted((*place, "points")), said)
         for name, others in (("tied", () if axis.tied is None else (axis.tied,)), ("when", axis.when)):
             for other in others:
                 if other not in above:
@@ -148,20 +141,38 @@ class Sweep(Table):
                     at = (*place, name) if name == "tied" else (*place, name, other)
                     raise Wrong(dotted(at), said, suggestion=nearest(other, above), is_key=name == "when")
         for other, wanted in axis.when.items():
-            self._check_wanted((*place, "when", other), wanted, self.all_axes[other])
-        if axis.tied is not None and axis.values is not None:
-            cells = self.all_axes[axis.tied].values
-            if cells is None or len(cells) != len(axis.values):
-                wants = "has no values to go with" if cells is None else f"has {len(cells)} values"
-                said = f"found {len(axis.values)}, but {show(axis.tied)} {wants}"
-                raise Wrong(dotted((*place, "values")), said)
+            for one in wanted if isinstance(wanted, tuple) else (wanted,):
+                if not self.all_axes[other].can_be(one):
+                    said = f"found {show(one)}, which {show(other)} never is"
+                    raise Wrong(dotted((*place, "when", other)), said)
+        if axis.tied is not None:
+            self._check_tied(place, axis, self.all_axes[axis.tied])
+        elif self.is_grid:
+            self._check_counted(place, axis)
+        elif self.sampler == "cma_es" and axis.values is not None:
+            raise Wrong(dotted(place), "CMA-ES moves numbers between two ends; uniform or range would do")
 
-    def _check_wanted(self, place: tuple[str, ...], wanted: Any, axis: Axis) -> None:
-        """A condition that can never hold is a mistake."""
-        cells = axis.values
-        for one in wanted if isinstance(wanted, tuple) else (wanted,):
-            if cells is not None and not any(same(one, cell) for cell in cells):
-                raise Wrong(dotted(place), f"found {show(one)}; one of {show(cells)} would do")
+    def _check_counted(self, place: tuple[str, ...], axis: Axis) -> None:
+        try:
+            found = axis.cells()
+        except ValueError as error:
+            raise Wrong(dotted((*place, "range")), str(error)) from None
+        if found is None:
+            said = "a grid must know how many numbers to take; points = 5 would do"
+            raise Wrong(dotted((*place, "points")), said)
+
+    def _check_tied(self, place: tuple[str, ...], axis: Axis, other: Axis) -> None:
+        if axis.values is not None and (other.values is None or other.tied is not None):
+            raise Wrong(dotted((*place, "values")), f"{show(axis.tied)} has no values of its own to go with")
+        if axis.values is not None and len(other.values or ()) != len(axis.values):
+            said = f"found {len(axis.values)}, but {show(axis.tied)} has {len(other.values or ())} values"
+            raise Wrong(dotted((*place, "values")), said)
+        numbers = [
+            one for one in other.values or () if isinstance(one, bool) or not isinstance(one, int | float)
+        ]
+        if axis.times is not None and numbers:
+            said = f"{show(axis.tied)} may be {show(numbers[0])}, which cannot be multiplied"
+            raise Wrong(dotted((*place, "times")), said, is_key=True)
 
 
 def _met(axes: Mapping[str, Axis], key: str) -> dict[str, Any]:

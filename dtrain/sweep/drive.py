@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from dtrain.errors import DtrainError
 from dtrain.sweep.job import Job
+from dtrain.sweep.results import write_results
 from dtrain.sweep.setup import Setup
 from dtrain.sweep.study import Study
 
@@ -25,11 +27,30 @@ def drive(
 ) -> str | None:
     """Work on trials until all are done; why it ended before, if it did.
 
-    `asked` says whether to stop: those that run are saved then, and carried on some other time.
+    `asked` says whether to stop: those that run are saved then, and carried on some other time. Raises
+    DtrainError if something cannot be written.
     """
+    jobs: list[Job] = []
+    try:
+        return _drive(setup, study, jobs, parallel, retry, watcher, asked)
+    except OSError as error:
+        raise DtrainError(f"the sweep ends: {error}") from error
+    finally:
+        for job in jobs:  # where something failed here
+            job.stop()
+
+
+def _drive(
+    setup: Setup,
+    study: Study,
+    jobs: list[Job],
+    parallel: int,
+    retry: bool,
+    watcher: Watcher,
+    asked: Callable[[], bool],
+) -> str | None:
     before, since, noted = study.seconds, time.monotonic(), time.monotonic()
     failed = {r.number for r in study.records() if r.state == "failed"} if retry else set()
-    jobs: list[Job] = []
     why: str | None = None
     while True:
         spent = before + time.monotonic() - since
@@ -41,6 +62,7 @@ def drive(
         while why is None and len(jobs) < parallel and (trial := study.begin(again=failed)) is not None:
             free = next(slot for slot in range(parallel) if all(job.slot != slot for job in jobs))
             jobs.append(Job(trial, setup, free))
+            write_results(setup, study)
             watcher.began(jobs[-1])
         if not jobs:
             study.spend(spent)
@@ -48,8 +70,9 @@ def drive(
         for job in jobs:
             job.poll()
             if job.is_over:
+                write_results(setup, study)
                 watcher.ended(job)
-        jobs = [job for job in jobs if not job.is_over]
+        jobs[:] = [job for job in jobs if not job.is_over]
         watcher.tick(jobs)
         if time.monotonic() - noted > NOTE:
             study.spend(spent)

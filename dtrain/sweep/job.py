@@ -9,15 +9,19 @@ from typing import IO
 
 from dtrain.errors import DtrainError, RecipeErrors
 from dtrain.format.files import hash_of, write_synced
+from dtrain.format.locks import is_held
 from dtrain.format.metrics import METRICS, latest_in
 from dtrain.format.runs import standing
 from dtrain.recipe.plan import pace_of
 from dtrain.recipe.values import Recipe
 from dtrain.recipe.write import to_toml
+from dtrain.sweep.locks import try_hold
 from dtrain.sweep.process import STOPPED, Finder, Process, Told
 from dtrain.sweep.setup import Setup
-from dtrain.sweep.study import Trial, try_hold
+from dtrain.sweep.study import Trial
 
+MISTAKE = 2  # the status of a run that is refused
+PATIENCE = 600  # looks at a run that saves while its launcher is gone
 MOST_STOPS = 3  # by others; with one more a trial has failed
 OVER = ("finished", "stopped early")  # runs of which nothing is to be trained any more
 
@@ -39,6 +43,7 @@ class Job:
         self._hold: IO[bytes] | None = None
         self._told: Told | None = None
         self._finder = Finder(Path(), "")
+        self._patience = PATIENCE
         try:
             self._recipes = [setup.recipe(trial.settings, seed) for seed in range(setup.sweep.seeds)]
         except DtrainError as error:
@@ -66,7 +71,7 @@ class Job:
             return
         status = 0 if self._process is None else self._process.status()
         self._listen()
-        if status is not None:
+        if status is not None and not self._saves():
             self._end(status)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
@@ -84,6 +89,7 @@ class Job:
     def _begin(self) -> bool:
         """Start the run of the next seed, or take what is there; False while another process trains it."""
         text = to_toml(self._recipe)
+        self._told = None  # what was waited for may be gone
         self._setup.holds.mkdir(parents=True, exist_ok=True)
         hold = try_hold(self._setup.holds / hash_of(text.encode())[:32])
         self._finder = Finder(self._setup.launch.runs / self._recipe.name, text)
@@ -96,6 +102,7 @@ class Job:
             return False
         self._hold = hold
         if state not in OVER:
+            self._patience = PATIENCE
             self._process = self._start(text, hold)
         return True
 
@@ -103,7 +110,8 @@ class Job:
         folder = self._setup.folder / "trials"
         folder.mkdir(parents=True, exist_ok=True)
         seed = f"-{len(self._values)}" if len(self._recipes) > 1 else ""
-        file = folder / f"{self.trial.number:04}{seed}.toml"
+        name = f"{self.trial.number:04}{seed}-{hash_of(text.encode())[:8]}"  # its own, whatever else is tried
+        file = folder / f"{name}.toml"
         write_synced(file, text.encode())
         setup = self._setup
         more = {"WANDB_RUN_GROUP": setup.name, "WANDB_JOB_TYPE": f"trial {self.trial.number}"}
@@ -117,6 +125,9 @@ class Job:
         if self._told is None:
             run = self._finder.run()
             self._told = None if run is None else Told(run, self._setup.metric)
+            if run is not None:
+                self._runs = [*self._runs[: len(self._values)], run.name]
+                self.trial.note("runs", self._runs)
         return None if self._told is None else self._told.run
 
     def _listen(self) -> None:
@@ -136,9 +147,6 @@ class Job:
         if self._hold is not None:
             self._hold.close()
             self._hold = None
-        if self._told is not None:
-            self._runs = [*self._runs[: len(self._values)], self._told.run.name]
-            self.trial.note("runs", self._runs)
         if self._is_pruned:
             self.trial.prune()
             self.is_over = True
@@ -146,6 +154,8 @@ class Job:
             self._count()
         elif self._is_stopped:
             self._leave()
+        elif status == MISTAKE and self._is_trained_by_others():
+            self.waits = True
         elif status in STOPPED and self._stops < MOST_STOPS:
             self._stops += 1  # somebody else's wish, who did not mean the sweep: it is carried on
         else:
@@ -153,11 +163,24 @@ class Job:
             often = f", {self._stops + 1} times" if self._stops else ""
             self._fail(process.cause() + often)
 
+    def _saves(self) -> bool:
+        """Whether the run goes on though its launcher has ended, which may not wait for it."""
+        if self._process is None or self._told is None or not is_held(self._told.run):
+            return False
+        self._patience -= 1
+        return self._patience > 0
+
+    def _is_trained_by_others(self) -> bool:
+        """Whether somebody else began the same run at the same moment."""
+        return self._told is not None and is_held(self._told.run)
+
     def _count(self) -> None:
         """Take the value of a run that has come to its end, and go on with the next seed."""
         found = {} if self._told is None else self._told.values
         if not found:
             return self._fail(f"its run told nothing of {self._setup.metric}")
+        if self._setup.sweep.value == "best":
+            found = {step: value for step, value in found.items() if not math.isnan(value)} or found
         best = {"max": max, "min": min}[self._setup.mode]
         value = found[max(found)] if self._setup.sweep.value == "last" else best(found.values())
         if math.isnan(value):

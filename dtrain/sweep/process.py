@@ -29,7 +29,20 @@ class Launch:
     scale: Path | None = None
     modules: Path | None = None  # a folder in which a recipe's own modules lie
 
-    def command(self, recipe: Path, log: Path) -> list[str]:
+    @property
+    def processes(self) -> int:
+        """How many there are of each run. Raises DtrainError if the file that says so cannot be read."""
+        if self.config is None:
+            return 1
+        import yaml  # type: ignore[import-untyped]  # Accelerate brings it
+
+        try:
+            found = yaml.safe_load(self.config.read_text())
+            return int(found.get("num_processes") or 1)
+        except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
+            raise DtrainError(f"--config {self.config} cannot be read: {error}") from None
+
+    def command(self, recipe: Path) -> list[str]:
         """What is executed for a recipe's file."""
         own = ["run", str(recipe), "--once", "--runs", str(self.runs)]
         own += [] if self.scale is None else ["--scale", str(self.scale)]
@@ -57,7 +70,7 @@ class Process:
         self, launch: Launch, recipe: Path, log: Path, environment: Mapping[str, str], holds: Sequence[int]
     ):
         """`holds` are locks, which it keeps although this process should die. It writes into `log`."""
-        command = [*PYTHON, "dtrain.sweep.tied", str(os.getpid()), *launch.command(recipe, log)]
+        command = [*PYTHON, "dtrain.sweep.tied", str(os.getpid()), *launch.command(recipe)]
         self.log = log
         with log.open("ab") as output:
             self._start = output.tell()

@@ -11,8 +11,9 @@ from dtrain.format.sweeps import TRIALS
 from dtrain.recipe.cells import in_words, thawed
 from dtrain.recipe.write import to_toml
 from dtrain.spec.words import in_line
+from dtrain.sweep.locks import held
 from dtrain.sweep.setup import Setup
-from dtrain.sweep.study import Record, Study, held
+from dtrain.sweep.study import Record, Study
 
 BEST = "best.toml"
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,13 +11,16 @@ from dtrain.errors import DtrainError, RecipeError
 from dtrain.format.sweeps import SWEEPS
 from dtrain.recipe.cells import check_trials, trial
 from dtrain.recipe.document import Document, copied
+from dtrain.recipe.fit import check_data
 from dtrain.recipe.load import from_document
 from dtrain.recipe.locate import located
 from dtrain.recipe.metrics import compared_by
 from dtrain.recipe.plan import pace_of
 from dtrain.recipe.values import Recipe
 from dtrain.recipe.write import encode, to_toml
-from dtrain.spec.sweep import Sweep
+from dtrain.scale.asked import read_scale
+from dtrain.scale.fit import misfits
+from dtrain.spec.sweep import Hyperband, Sweep
 from dtrain.sweep.process import Launch
 
 UNCOUNTED = ("name", "trials", "minutes")  # of the table: what changes no trial, so that a sweep can go on
@@ -34,6 +37,7 @@ class Setup:
     mode: Literal["max", "min"]
     launch: Launch
     devices: Sequence[Sequence[str]]  # of each slot; empty where all see all
+    steps: int | None  # of a trial, as far as can be told before it is trained
 
     @property
     def name(self) -> str:
@@ -52,14 +56,8 @@ class Setup:
     def identity(self) -> str:
         """What tells this sweep from others of its name: the recipe, the axes, who chooses, by what."""
         table = {key: value for key, value in encode(self.sweep).items() if key not in UNCOUNTED}
-        told = json.dumps([to_toml(self.base), table, self.metric, self.mode], sort_keys=True, default=str)
+        told = json.dumps([to_toml(self.base), table, self.metric, self.mode], default=str)
         return hashlib.sha256(told.encode()).hexdigest()[:16]
-
-    @property
-    def steps(self) -> int:
-        """How long a trial is, as far as the recipe tells without its data."""
-        pace = pace_of(self.base.train, self.base.system, None)
-        return 1_000_000 if pace is None else pace.total
 
     def recipe(self, settings: Mapping[str, Any], after: int = 0) -> Recipe:
         """The recipe of a trial. Raises DtrainError if it is none."""
@@ -67,19 +65,35 @@ class Setup:
 
 
 def open_setup(document: Document, launch: Launch, devices: Sequence[Sequence[str]]) -> Setup:
-    """Read and check a recipe with its sweep. Raises RecipeErrors for every mistake that can be found."""
-    base = from_document(copied(document))
+    """Read and check a recipe with its sweep, and how its trials are to be started.
+
+    Raises RecipeErrors for every mistake that can be found, DtrainError for files of the launch that will
+    not do, or cannot be read.
+    """
+    resolved = copied(document)
+    base = from_document(resolved)
     if base.sweep is None:
         said = "required, but missing; a table of axes would do, as docs/sweeps.md shows"
         raise located(document, [RecipeError("sweep", said)])
-    sweep = replace(base.sweep, name=base.sweep.name)
-    check_trials(document, sweep)
+    scale = read_scale({}, launch.scale, base)
+    if launch.config is None and (errors := list(misfits(base, scale.engine))):
+        raise located(resolved, errors)
+    processes = launch.processes
+    data = check_data(base, resolved, processes)
+    check_trials(document, base.sweep, processes=processes)
     metric, mode = compared_by(base)
-    return Setup(document, base, sweep, metric, mode, launch, devices)
+    pace = pace_of(base.train, base.system, None if data is None else data.count)
+    steps = None if pace is None else pace.total
+    if steps is None and isinstance(base.sweep.prune, Hyperband):
+        said = "Hyperband must know how long a trial is, and the data does not tell; train.steps would do"
+        raise located(resolved, [RecipeError("sweep.prune", said)])
+    return Setup(document, base, base.sweep, metric, mode, launch, devices, steps)
 
 
 def grouped(devices: Sequence[str], parallel: int) -> list[list[str]]:
     """Devices for each of so many trials at a time. Raises DtrainError unless each gets as many."""
+    if not devices:
+        raise DtrainError("--devices names none; 0,1 would do")
     if len(devices) % parallel:
         said = f"{len(devices)} devices cannot be shared by {parallel} trials at a time"
         raise DtrainError(f"{said}; --parallel {_divisor(len(devices), parallel)} would do")

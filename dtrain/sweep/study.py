@@ -1,10 +1,6 @@
 """The trials of a sweep, kept in Optuna's journal: what each tries, what came of it, which come next."""
 
-import fcntl
-import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, cast
@@ -19,13 +15,13 @@ from dtrain.errors import DtrainError
 from dtrain.recipe.cells import thawed
 from dtrain.spec.sweep import Hyperband, Median, Sweep
 from dtrain.spec.table import freeze
+from dtrain.sweep.locks import Lock, held, is_held, try_hold
 from dtrain.sweep.samplers import choice, open_sampler
 from dtrain.sweep.setup import Setup
 
 JOURNAL, HOLDS = "journal.log", ".trials"
+PRUNED = "pruned"  # the step at which that was decided
 AGAIN = "again"  # the trial that failed and is tried once more by this one
-LOOKS = 10  # at a lock, before it is somebody's
-LONGEST = 1 << 20  # bytes of a line of the journal
 State = Literal["running", "cut off", "finished", "pruned", "failed"]
 STATES: Mapping[TrialState, State] = {
     TrialState.RUNNING: "cut off",
@@ -52,8 +48,8 @@ class Record:
 class Study:
     """A sweep's trials, on which several processes may work."""
 
-    def __init__(self, folder: Path, sweep: Sweep, name: str, mode: Literal["min", "max"], steps: int):
-        """`name` says which of the journal's studies it is, `steps` how long the longest trial is.
+    def __init__(self, folder: Path, sweep: Sweep, name: str, mode: Literal["min", "max"], steps: int | None):
+        """`name` says which of the journal's studies it is, `steps` how long a trial is.
 
         Raises DtrainError if the journal cannot be read or written.
         """
@@ -140,12 +136,7 @@ class Study:
         return self.folder / HOLDS / f"{self.optuna.study_name}-{number:04}"
 
     def _is_held(self, number: int) -> bool:
-        with self._hold_of(number).open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        return is_held(self._hold_of(number))
 
 
 def open_study(setup: Setup) -> Study:
@@ -162,6 +153,7 @@ class Trial:
         self.settings = study.sweep.settings(lambda key, axis: choice(trial, study.sweep, key, axis))
         self.note("settings", thawed(self.settings))
         self._told = set(study.optuna._storage.get_trial(trial._trial_id).intermediate_values)
+        self._last = max(self._told, default=-1)
 
     def note(self, name: str, value: Any) -> None:
         """Keep something about it, such as JSON has."""
@@ -169,11 +161,18 @@ class Trial:
             self._trial.set_user_attr(name, value)
 
     def report(self, step: int, value: float) -> bool:
-        """Keep what was measured at a step; whether the trial is to end there."""
+        """Keep what was measured at a step; whether the trial is to end there.
+
+        That is decided once: a pruner may not say so again, to whom asks after a kill, or what came since.
+        """
         if step not in self._told:
             self._told.add(step)
             self._trial.report(value, step)
-        return self._trial.should_prune()
+        elif step < self._last or PRUNED in self._trial.user_attrs:
+            return bool(self._trial.user_attrs.get(PRUNED) == step)
+        if is_over := self._trial.should_prune():
+            self.note(PRUNED, step)
+        return is_over
 
     def finish(self, values: Sequence[float]) -> None:
         """It was trained to its end with every seed."""
@@ -198,62 +197,12 @@ class Trial:
         self._hold.close()
 
 
-class Lock:
-    """The journal's lock, which the system frees, whatever becomes of its holder.
-
-    Optuna's own is a file that somebody who is killed leaves behind. A line that was torn is cut off.
-    """
-
-    def __init__(self, journal: Path):
-        self._journal = journal
-        self._file: IO[bytes] | None = None
-
-    def acquire(self) -> bool:
-        self._file = self._journal.with_suffix(".lock").open("ab")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        with self._journal.open("rb+") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(size - LONGEST, 0))
-            torn = file.read().rpartition(b"\n")[2]
-            if torn:
-                file.truncate(size - len(torn))
-        return True
-
-    def release(self) -> None:
-        assert self._file is not None
-        self._file.close()
-
-
-def try_hold(path: Path) -> IO[bytes] | None:
-    """A file, locked until it is closed by this process and by all that it was handed on to; or None.
-
-    Those who only look, as `records` does, have it for microseconds.
-    """
-    file = path.open("ab")
-    for _ in range(LOOKS):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except BlockingIOError:
-            time.sleep(0.005)
-    file.close()
-    return None
-
-
-@contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Wait for a lock and hold it."""
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _pruner(sweep: Sweep, steps: int) -> BasePruner:
+def _pruner(sweep: Sweep, steps: int | None) -> BasePruner:
     match sweep.prune:
         case Median(startup=startup, warmup=warmup):
             return MedianPruner(n_startup_trials=startup, n_warmup_steps=warmup)
         case Hyperband(min_steps=least, factor=factor):
             return HyperbandPruner(
-                min_resource=least, max_resource=max(steps, least), reduction_factor=factor
+                min_resource=least, max_resource=max(steps or least, least), reduction_factor=factor
             )
     return NopPruner()

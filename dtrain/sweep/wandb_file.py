@@ -27,9 +27,11 @@ def wandb_file(setup: Setup, said: Sequence[str]) -> str:
         _refuse("sweep.prune", 'W&B ends trials by Hyperband alone; kind = "hyperband" would do')
     if sweep.value == "best":
         _refuse("sweep.value", 'W&B goes by the last value; value = "last" would do')
-    parameters = {_key(setup, key): _parameter(key, axis, sweep) for key, axis in sweep.all_axes.items()}
     if sweep.seeds > 1:
-        parameters["seed"] = {"values": [setup.base.seed + number for number in range(sweep.seeds)]}
+        _refuse("sweep.seeds", "W&B has no means over seeds; 1 would do, or an axis seed in a grid")
+    if "wandb" not in setup.base.track.kinds:
+        _refuse("track.kinds", 'its agents would tell W&B nothing; "wandb" belongs here, too')
+    parameters = {_key(setup, key): _parameter(key, axis, sweep) for key, axis in sweep.all_axes.items()}
     table: dict[str, Any] = {
         "name": setup.name,
         "method": METHODS[sweep.sampler],
@@ -39,7 +41,7 @@ def wandb_file(setup: Setup, said: Sequence[str]) -> str:
         "project": setup.base.track.project,
     }
     if sweep.trials is not None:
-        table["run_cap"] = sweep.trials * sweep.seeds
+        table["run_cap"] = sweep.trials
     if isinstance(sweep.prune, Hyperband):
         calls = max(
             sweep.prune.min_steps // max(setup.base.every.evaluate, 1), 1
