@@ -18,7 +18,7 @@ from dtrain.recipe.write import encode, to_toml
 from dtrain.spec.table import Imported
 from dtrain.systems.base import System
 
-COUNT = 5_000 if os.environ.get("DTRAIN_TEST_LONG") == "1" else 500
+COUNT = 5_000 if os.environ.get("DTRAIN_TEST_LONG") == "1" else 300
 
 
 def assert_comes_back(recipe: Recipe, path: Path) -> None:

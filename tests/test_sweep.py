@@ -72,7 +72,7 @@ def test_what_a_grid_takes_of_an_axis(tmp_path: Path, axis: str, cells: tuple[An
 
 
 def test_tied_axes_go_with_another_and_conditions_switch_axes_on(tmp_path: Path) -> None:
-    setup = ready(
+    path = swept(
         tmp_path,
         '"optimizers.*.kind" = ["sgd", "adam"]\n'
         '"optimizers.*.lr" = { tied = "optimizers.*.kind", values = [0.1, 1e-3] }\n'
@@ -80,6 +80,8 @@ def test_tied_axes_go_with_another_and_conditions_switch_axes_on(tmp_path: Path)
         '"models.classifier.layers[0].out" = [4, 8]\n'
         '"hyperparameters.twice" = { tied = "models.classifier.layers[0].out", times = 2 }',
     )
+    path.write_text(f"hyperparameters = {{ twice = 8 }}\n{path.read_text()}")
+    setup = open_setup(read(path), Launch(tmp_path / "runs"), [])
     found = tried(setup)
     assert len(found) == 2 * 2 + 2
     assert [each.get("optimizers.*.momentum") for each in found] == [0.5, 0.5, 0.9, 0.9, None, None]
@@ -157,6 +159,25 @@ def test_a_mistake_of_two_axes_is_found_at_the_second(tmp_path: Path, axis: str)
         open_setup(read(path), Launch(tmp_path / "runs"), [])
     assert str(caught.value).startswith(f"{path}:{FIRST_AXIS + 1}:")
     assert MORE_MISTAKES[axis] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("axis", "said"),
+    [
+        (
+            '"hyperparameters.lrr" = [1]',
+            'there is no such hyperparameter, and nothing refers to it; did you mean "lr"',
+        ),
+        ('"sweep.trials" = [1]', "an axis cannot be of [sweep] itself"),
+    ],
+)
+def test_axes_of_what_no_trial_has_are_refused(tmp_path: Path, axis: str, said: str) -> None:
+    path = swept(tmp_path, axis)
+    path.write_text(f"hyperparameters = {{ lr = 8 }}\n{path.read_text()}")
+    with pytest.raises(RecipeErrors) as caught:
+        open_setup(read(path), Launch(tmp_path / "runs"), [])
+    assert str(caught.value).startswith(f"{path}:{FIRST_AXIS + 1}:1: ")
+    assert said in str(caught.value)
 
 
 def test_words_cannot_be_multiplied(tmp_path: Path) -> None:
@@ -248,6 +269,8 @@ def test_sweeps_of_one_name_are_told_apart(tmp_path: Path) -> None:
         (["--devices", ""], "--devices names none; 0,1 would do"),
         (["--report", "--dry-run"], "each do something else; give one"),
         (["--report"], "has no trials of this sweep"),
+        (["optimizers.*.lr=0.5"], 'is set by the axis "optimizers.*.lr" anyway'),
+        (['sweep.prune={kind="median",warmup=6}'], "found 6, but a trial has 6 steps; less would do"),
     ],
 )
 def test_options_that_will_not_do(tmp_path: Path, dtrain_here: Here, options: list[str], said: str) -> None:
@@ -282,6 +305,7 @@ def test_what_two_axes_do_together_is_said_with_their_values(tmp_path: Path) -> 
         (f"{GRID}trials = 3\n", "sweep.trials: a grid has as many as its axes have values; leave it out"),
         ('metric = "evaluate/accuracy"\n', "sweep.trials: required, but missing; trials = 20 would do"),
         (f'{GRID}prune = {{ kind = "medain" }}\n', 'did you mean "median"?'),
+        (f'{GRID}mode = "min"\n', 'found "min", but the best evaluate/accuracy is the max; leave it out'),
         (f"{GRID}mintues = 3\n", 'did you mean "minutes"?'),
     ],
 )

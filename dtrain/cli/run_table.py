@@ -87,6 +87,8 @@ def sort(rows: Sequence[Row], key: str | None) -> Sequence[Row]:
         return rows
     if key in KEYS:
         return sorted(rows, key=KEYS[key])
+    if any(row.trial is not None and key in row.trial.names.values() for row in rows):
+        return sorted(rows, key=lambda row: _tried_key(row, key))
     known = {metric for row in rows for metric in row.standing.latest.metrics}
     if key not in known:
         near = nearest(key, [*KEYS, *sorted(known)])
@@ -112,7 +114,8 @@ def sort(rows: Sequence[Row], key: str | None) -> Sequence[Row]:
 
 def show(rows: Sequence[Row], key: str | None) -> None:
     """Print rows, with the metric that they are sorted by: a table on a terminal, columns in a pipe."""
-    metric = None if key in KEYS else key
+    names = () if rows[0].trial is None else rows[0].trial.names.values()
+    metric = None if key in KEYS or key in names else key
     heads = [
         "name",
         "id",
@@ -165,6 +168,15 @@ def _heads(rows: Sequence[Row]) -> Iterator[str]:
     if trial is not None:
         yield "trial"
         yield from map(in_line, trial.names.values())
+
+
+def _tried_key(row: Row, name: str) -> tuple[int, float, str]:
+    """What a row is sorted by, of a value that trials tried: numbers first, then words, then none."""
+    assert row.trial is not None
+    value = next(row.trial.settings.get(key) for key, short in row.trial.names.items() if short == name)
+    if isinstance(value, int | float):
+        return 0, value, ""
+    return (1, 0.0, str(value)) if value is not None else (2, 0.0, "")
 
 
 def _tried(value: Any) -> str:

@@ -96,13 +96,14 @@ def sweep(
     from dtrain.recipe.load import read
     from dtrain.recipe.locate import locating
     from dtrain.sweep.process import Launch
-    from dtrain.sweep.setup import grouped, open_setup
+    from dtrain.sweep.setup import check_overrides, grouped, open_setup
 
     document = read(recipe, overrides, set_files=set_files)
     if document.trust.everything:
         sys.path.append(str(recipe.parent.absolute()))  # a recipe's own modules may lie beside it
     groups = [] if devices is None else grouped([name for name in devices.split(",") if name], parallel)
     setup = open_setup(document, Launch(runs, config, scale_file, recipe.parent), groups)
+    check_overrides(setup, overrides)
     again = said_again(recipe, overrides, set_files, False, ())
     if dry_run:
         from dtrain.sweep.listing import listing
@@ -130,7 +131,7 @@ def _train(setup: "Setup", parallel: int, retry: bool) -> int:
     from dtrain.stopping import Signals
     from dtrain.sweep.drive import drive
     from dtrain.sweep.locks import join
-    from dtrain.sweep.results import write_results
+    from dtrain.sweep.results import set_aside, write_results
     from dtrain.sweep.study import open_study
 
     study = open_study(setup)
@@ -139,6 +140,8 @@ def _train(setup: "Setup", parallel: int, retry: bool) -> int:
         Signals(complain) as signals,
         open_watcher(setup, study) as watcher,
     ):
+        for path in set_aside(setup):
+            click.echo(f"another sweep of this name is kept as {path}")
         why = drive(
             setup,
             study,

@@ -91,9 +91,15 @@ def print_results(setup: Setup, study: Study) -> None:
         Console().print(grid(setup, records, {}))
     else:
         print("\n".join(columns([heads(setup, keys), *(list(cells(r, keys, None)) for r in records)])))
+    print()
+    if failed := sum(record.state == "failed" for record in records):
+        logs = setup.folder / "trials"
+        print(f"failed      {failed}; {logs} has what they said, --retry trains them once more")
     if (best := best_of(records, setup.mode)) is not None:
-        print(f"\nbest        trial {best.number}: {setup.metric} {best.value:.6g}")
+        print(f"best        trial {best.number}: {setup.metric} {best.value:.6g}")
         print(f"recipe      {setup.folder / 'best.toml'}")
+        for run in best.runs:
+            print(f"run         {setup.launch.runs / setup.recipe(best.settings).name / run}")
 
 
 def heads(setup: Setup, keys: Sequence[str]) -> list[str]:
@@ -134,9 +140,10 @@ def grid(setup: Setup, records: Sequence[Record], now: dict[int, Job]) -> Any:
 
 def _kept(study: Study) -> Iterator[str]:
     """What earlier lives of the sweep have left."""
-    records = study.records()
-    over = sum(record.state in ("finished", "pruned", "failed") for record in records)
-    if records:
-        yield f"{over} of {study.count} trials are done" + (
-            "" if over == len(records) else ", some were cut off"
-        )
+    states = [record.state for record in study.records()]
+    told = {"finished": "finished", "pruned": "ended early", "failed": "failed", "cut off": "cut off"}
+    counts = [f"{states.count(state)} {words}" for state, words in told.items() if state in states]
+    if "running" in states:
+        counts.append(f"{states.count('running')} being trained by others")
+    if counts:
+        yield f"of {study.count} trials: {', '.join(counts)}"

@@ -13,7 +13,7 @@ from dtrain.recipe.locate import located
 from dtrain.recipe.values import Recipe
 from dtrain.spec.axes import Axis, same, same_place
 from dtrain.spec.sweep import Sweep
-from dtrain.spec.words import Place, dotted, placed, show
+from dtrain.spec.words import Place, dotted, nearest, placed, show
 
 AXES = ("sweep", "axes")
 MOST_CHECKED = 500  # trials that are looked at before the first is trained; each takes some milliseconds
@@ -64,6 +64,8 @@ def check_trials(written: Document, sweep: Sweep, *, imports: bool = True, proce
 
     Raises RecipeErrors with every mistake of them, each once.
     """
+    if errors := list(_misplaced(written, sweep)):
+        raise RecipeErrors(errors, written.main.name)
     grid = sweep.grid() if sweep.is_grid else []
     wanted = grid if 0 < len(grid) <= MOST_CHECKED else list(sweep.samples())
     found: dict[tuple[Any, ...], RecipeError] = {}
@@ -80,6 +82,19 @@ def check_trials(written: Document, sweep: Sweep, *, imports: bool = True, proce
         raise RecipeErrors(ordered, written.main.name)
 
 
+def _misplaced(written: Document, sweep: Sweep) -> Iterator[RecipeError]:
+    """Axes of what no recipe of a trial has, or nothing refers to."""
+    named = written.table.get("hyperparameters")
+    for key in sweep.axes:
+        place, spot = placed_in(key), written.spot((*AXES, key), is_key=True)
+        if place[0] == "sweep":
+            yield RecipeError(dotted((*AXES, key)), "an axis cannot be of [sweep] itself", spot=spot)
+        elif place[0] == "hyperparameters" and not has(written.table, place):
+            near = nearest(place[1], named) if len(place) == 2 and isinstance(named, dict) else None
+            said = "there is no such hyperparameter, and nothing refers to it"
+            yield RecipeError(dotted((*AXES, key)), said, suggestion=near, spot=spot)
+
+
 def _unfit(recipe: Recipe, sweep: Sweep) -> Iterator[RecipeError]:
     """What of a trial would leave the sweep without what it compares by."""
     if "jsonl" not in recipe.track.kinds:
@@ -92,7 +107,7 @@ def _unfit(recipe: Recipe, sweep: Sweep) -> Iterator[RecipeError]:
 
 def in_words(settings: Settings) -> str:
     """`optimizers.*.lr = 0.001, train.batch_size = 32`."""
-    return ", ".join(f"{key} = {brief(value)}" for key, value in settings.items())
+    return ", ".join(f"{key} = {brief(value)}" for key, value in settings.items()) or "as it stands"
 
 
 def brief(value: Any) -> str:
@@ -125,7 +140,7 @@ def _set(document: Document, key: str, value: Any, said: Said) -> Iterator[Place
             )
             document.set(place, thawed(value), said.text)
         except RecipeErrors as error:
-            wrong = [one.written_at(one.key, _key_spot(said)) for one in error.errors]
+            wrong = [one.written_at(dotted((*AXES, key)), _key_spot(said)) for one in error.errors]
             raise RecipeErrors(wrong, document.main.name) from None
         for length in range(new, len(place) + 1):
             document.said[place[:length]] = said

@@ -62,7 +62,11 @@ def compared(parts: Parts, system: Any, metrics: list[str]) -> Iterator[RecipeEr
     yield from wrong
     own = parts.values["evaluate"].metrics if "evaluate" in parts.values else {}
     given = sweep.mode or (checkpoint.mode if checkpoint is not None and checkpoint.best == metric else None)
-    if given is None and not wrong and known_mode(metric, system, own) is None:
+    known = known_mode(metric, system, own)
+    if sweep.mode is not None and known is not None and sweep.mode != known:
+        said = f"found {show(sweep.mode)}, but the best {metric} is the {known}; leave it out"
+        yield RecipeError("sweep.mode", said)
+    if given is None and not wrong and known is None:
         said = f'required, as nothing says which value of {show(metric)} is best; "max" or "min" would do'
         yield RecipeError("sweep.mode", said)
     track = parts.values.get("track")

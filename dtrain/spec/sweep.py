@@ -76,6 +76,8 @@ class Sweep(Table):
             raise Wrong("axes", "nothing is to be tried; axes, or more `seeds`, would do")
         for number, (key, axis) in enumerate(self.all_axes.items()):
             self._check_axis(key, axis, list(self.all_axes)[:number])
+        if self.seeds > 1 and "seed" in self.axes:
+            raise Wrong(dotted(("axes", "seed")), "sets what `seeds` sets; one of them would do", is_key=True)
         if self.sampler == "grid" and self.trials is not None:
             raise Wrong("trials", "a grid has as many as its axes have values; leave it out", is_key=True)
         if self.sampler != "grid" and self.trials is None:

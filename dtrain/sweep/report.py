@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from dtrain.errors import DtrainError
 from dtrain.format.files import write_synced
 from dtrain.format.sweeps import short
-from dtrain.recipe.cells import in_words
+from dtrain.recipe.cells import brief, in_words
 from dtrain.spec.words import show
 from dtrain.sweep.results import best_of, outcome, ranked
 from dtrain.sweep.setup import Setup
@@ -65,9 +65,7 @@ def _summary(setup: Setup, study: Study, records: Sequence[Record]) -> str:
     ]
     if (best := best_of(records, setup.mode)) is not None:
         words = in_words(best.settings)
-        said.append(
-            f"Best: trial {best.number}, {outcome(best, setup.metric)}" + f", where {words}." * bool(words)
-        )
+        said.append(f"Best: trial {best.number}, {outcome(best, setup.metric)}, where {words}.")
     return "".join(f"<p>{escape(line)}</p>" for line in said)
 
 
@@ -106,7 +104,7 @@ def _figures(setup: Setup, study: Study, records: Sequence[Record]) -> Iterator[
     if setup.sweep.axes and (found := _importances(study, done)):
         yield "Importance of each axis", _bars(found)
     if any(record.curve for record in records):
-        yield "Curves", _curves(setup, records)
+        yield f"Curves{' of the first seed' * (setup.sweep.seeds > 1)}", _curves(setup, records)
     if done:
         yield "Values in the order of the trials", _history(setup, done)
 
@@ -128,8 +126,9 @@ def _dimension(label: str, values: Sequence[Any]) -> Mapping[str, Any]:
     """An axis of numbers, by their logarithm where they span more than a factor of 20; or of words."""
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
     if len(numbers) < len(values):
-        words = list(dict.fromkeys("-" if v is None else show(v) for v in values))
-        places = [words.index("-" if v is None else show(v)) for v in values]
+        known = [*sorted(set(numbers)), *(v for v in values if v is not None and v not in numbers)]
+        words = list(dict.fromkeys(["-"] * (None in values) + [brief(value) for value in known]))
+        places = [words.index("-" if value is None else brief(value)) for value in values]
         return {"label": label, "values": places, "tickvals": list(range(len(words))), "ticktext": words}
     is_wide = min(numbers) > 0 and max(numbers) / min(numbers) > 20
     shown: list[float] = sorted({*numbers})

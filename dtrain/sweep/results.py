@@ -25,6 +25,7 @@ def write_results(setup: Setup, study: Study) -> None:
             records = study.records()
             table = {
                 "sweep": setup.name,
+                "identity": setup.identity,
                 "recipe": setup.base.name,
                 "metric": setup.metric,
                 "mode": setup.mode,
@@ -36,6 +37,23 @@ def write_results(setup: Setup, study: Study) -> None:
                 _replace(setup.folder / BEST, _recipe_of(setup, best))
     except OSError as error:
         raise DtrainError(f"{setup.folder} cannot be written: {error}") from None
+
+
+def set_aside(setup: Setup) -> list[Path]:
+    """Give what another sweep of this name has left names of its own; which."""
+    try:
+        with held(setup.folder / ".lock"):
+            found = json.loads((setup.folder / TRIALS).read_text()).get("identity", "before")
+            if found == setup.identity:
+                return []
+            kept = []
+            for name in (TRIALS, BEST):
+                path = setup.folder / name
+                if path.exists():
+                    kept.append(path.rename(path.with_stem(f"{path.stem}-{found}")))
+            return kept
+    except (OSError, ValueError, AttributeError):  # nobody has left any
+        return []
 
 
 def as_table(record: Record) -> dict[str, Any]:

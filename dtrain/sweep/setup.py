@@ -9,18 +9,20 @@ from typing import Any, Literal
 
 from dtrain.errors import DtrainError, RecipeError
 from dtrain.format.sweeps import SWEEPS
-from dtrain.recipe.cells import check_trials, trial
+from dtrain.recipe.cells import check_trials, placed_in, places, trial
 from dtrain.recipe.document import Document, copied
 from dtrain.recipe.fit import check_data
 from dtrain.recipe.load import from_document
 from dtrain.recipe.locate import located
 from dtrain.recipe.metrics import compared_by
 from dtrain.recipe.plan import pace_of
+from dtrain.recipe.texts import argument
 from dtrain.recipe.values import Recipe
 from dtrain.recipe.write import encode, to_toml
 from dtrain.scale.asked import read_scale
 from dtrain.scale.fit import misfits
-from dtrain.spec.sweep import Hyperband, Sweep
+from dtrain.spec.sweep import Hyperband, Median, Pruner, Sweep
+from dtrain.spec.words import show
 from dtrain.sweep.process import Launch
 
 UNCOUNTED = ("name", "trials", "minutes")  # of the table: what changes no trial, so that a sweep can go on
@@ -84,10 +86,34 @@ def open_setup(document: Document, launch: Launch, devices: Sequence[Sequence[st
     metric, mode = compared_by(base)
     pace = pace_of(base.train, base.system, None if data is None else data.count)
     steps = None if pace is None else pace.total
-    if steps is None and isinstance(base.sweep.prune, Hyperband):
-        said = "Hyperband must know how long a trial is, and the data does not tell; train.steps would do"
-        raise located(resolved, [RecipeError("sweep.prune", said)])
+    if error := _idle_pruner(base.sweep.prune, steps):
+        raise located(resolved, [error])
     return Setup(document, base, base.sweep, metric, mode, launch, devices, steps)
+
+
+def _idle_pruner(prune: Pruner | None, steps: int | None) -> RecipeError | None:
+    """What is wrong with who ends trials early, if a trial has so many steps."""
+    if steps is None and isinstance(prune, Hyperband):
+        said = "Hyperband must know how long a trial is, and the data does not tell; train.steps would do"
+        return RecipeError("sweep.prune", said)
+    key, first = ("warmup", prune.warmup) if isinstance(prune, Median) else ("min_steps", 0)
+    if isinstance(prune, Hyperband):
+        first = prune.min_steps
+    if steps is not None and first >= steps:
+        return RecipeError(
+            f"sweep.prune.{key}", f"found {first}, but a trial has {steps} steps; less would do"
+        )
+    return None
+
+
+def check_overrides(setup: Setup, overrides: Sequence[str]) -> None:
+    """Raise DtrainError if an argument sets what an axis sets anyway."""
+    axes = {place: key for key in setup.sweep.axes for place in places(setup.written.table, placed_in(key))}
+    for number, content in enumerate(overrides, 1):
+        _, place, _ = argument(number, content)
+        if place in axes:
+            said = f"argument {number}: {content} is set by the axis {show(axes[place])} anyway"
+            raise DtrainError(f"{said}; leave one of them out")
 
 
 def grouped(devices: Sequence[str], parallel: int) -> list[list[str]]:
