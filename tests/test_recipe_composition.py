@@ -351,3 +351,10 @@ def test_a_stack_may_come_from_the_file_that_is_extended(tmp_path: Path) -> None
     (tmp_path / "stacks.toml").write_text("[layers.block]" + stack.replace("'batch_norm'", "'batch_nrm'"))
     (error,) = mistakes_of(path)
     assert spots_of([error]) == [("stacks.toml", 6, 14)]
+
+
+def test_a_star_that_nothing_is_called_means_all_that_are_there(tmp_path: Path, gan: Path) -> None:
+    text = gan.read_text().replace('[optimizers."*"]', "[optimizers.generator]")
+    gan.write_text(text)
+    recipe = dtrain.load(gan, ["optimizers.*.lr=0.5"])
+    assert [optimizer.lr for optimizer in recipe.optimizers.values()] == [0.5, 0.5]

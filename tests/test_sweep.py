@@ -129,6 +129,7 @@ MISTAKES = {  # an axis: the column in its line, and what is said
     '"train.batch_size" = { range = [4, 1_000_000_000] }': (32, "in a grid at most 10,000 would do"),
     '"optimizers.*.lr" = [nan, 1e-3]': (21, "found nan; a finite number would do"),
     '"optimizers.*.lr" = [1979-05-27]': (21, "no key of a recipe takes a date or a time"),
+    "optimizers.classifier.lr = [1e-3]": (23, '"optimizers.classifier.lr" would do'),
     '"track.kinds" = [["console"]]': (18, '"jsonl" belongs here, too'),
     '"optimizers.*.lr" = { values = [1], points = 2 }': (37, "is for uniform, log_uniform or log_range"),
 }

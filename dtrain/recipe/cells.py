@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from dtrain.errors import RecipeError, RecipeErrors, Spot
-from dtrain.recipe.compose import open_place
+from dtrain.recipe.compose import open_place, places
 from dtrain.recipe.document import Document, Said, copied, has
 from dtrain.recipe.fit import check_data
 from dtrain.recipe.load import from_document
@@ -113,21 +113,6 @@ def in_words(settings: Settings) -> str:
 def brief(value: Any) -> str:
     """A value as a table shows it: numbers with six digits."""
     return f"{value:.6g}" if isinstance(value, float) else show(value)
-
-
-def places(table: Any, place: Place) -> Iterator[Place]:
-    """The places that a key with a `*` means: that of this name, or else each that is there."""
-    for number, part in enumerate(place):
-        above = place[:number]
-        if part == "*" and has(table, above) and not has(table, (*above, "*")):
-            inside: Any = table
-            for step in above:
-                inside = inside[step]
-            if isinstance(inside, dict) and inside:
-                for name in list(inside):
-                    yield from places(table, (*above, name, *place[number + 1 :]))
-                return
-    yield place
 
 
 def _set(document: Document, key: str, value: Any, said: Said) -> Iterator[Place]:

@@ -129,12 +129,28 @@ def override(document: Document, overrides: Sequence[str]) -> None:
     for number, content in numbered:
         try:
             text, place, value = argument(number, content)
-            open_place(document, place)
-            document.set(place, value, text)
+            for each in list(places(document.table, place)):
+                open_place(document, each)
+                document.set(each, value, text)
         except RecipeErrors as error:
             document.errors += error.errors
         except RecipeError as error:
             document.errors.append(error)
+
+
+def places(table: Any, place: Place) -> Iterator[Place]:
+    """The places that a key with a `*` means: that of this name, or else each that is there."""
+    for number, part in enumerate(place):
+        above = place[:number]
+        if part == "*" and has(table, above) and not has(table, (*above, "*")):
+            inside: Any = table
+            for step in above:
+                inside = inside[step]
+            if isinstance(inside, dict) and inside:
+                for name in list(inside):
+                    yield from places(table, (*above, name, *place[number + 1 :]))
+                return
+    yield place
 
 
 def open_place(document: Document, place: Place) -> None:

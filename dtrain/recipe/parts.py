@@ -2,7 +2,7 @@
 
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -11,9 +11,10 @@ from typing import Any
 from dtrain.errors import RecipeError
 from dtrain.recipe.keys import TOP
 from dtrain.recipe.values import Recipe
+from dtrain.spec.axes import Axis
 from dtrain.spec.decode import BROKEN, MANY, TOO_MANY, Decoder, fields_of
 from dtrain.spec.models import StoredModel
-from dtrain.spec.words import dotted, nearest, show
+from dtrain.spec.words import dotted, nearest, quoted, show
 
 MODEL = re.compile(r"[\w-]+")  # the name of one
 NAMED = ("models", "optimizers", "averages")  # tables by model
@@ -55,8 +56,11 @@ def decode_parts(table: Mapping[str, Any]) -> Parts:
     unknown = [key for key in table if key not in fields]
     missing = [key for key, (_, is_required) in fields.items() if is_required and key not in table]
     decoder.name(unknown, missing, [*missing, *fields, *TOP], ())
+    unquoted = dict(_unquoted(table))
     for key in (key for key in table if key in fields):
-        if key in NAMED and isinstance(table[key], dict):
+        if key == "sweep" and unquoted:
+            decoder.mistakes += unquoted.values()
+        elif key in NAMED and isinstance(table[key], dict):
             inside = typing.get_args(fields[key][0])[-1]
             entries = parts.values[key] = {}
             for name, item in table[key].items():
@@ -74,3 +78,19 @@ def decode_parts(table: Mapping[str, Any]) -> Parts:
                 parts.values[key] = value
     parts.errors = decoder.mistakes
     return parts
+
+
+def _unquoted(table: Mapping[str, Any]) -> Iterator[tuple[str, RecipeError]]:
+    """Axes of a sweep whose dotted keys have no quotes, so that TOML takes them for tables in tables."""
+    match table:
+        case {"sweep": {"axes": {**axes}}}:
+            for key, value in axes.items():
+                place: tuple[str, ...] = (str(key),)
+                if "." in place[0]:
+                    continue
+                while isinstance(value, dict) and len(value) and not value.keys() & fields_of(Axis).keys():
+                    inner, value = next(iter(value.items()))
+                    place = (*place, inner)
+                if len(place) > 1 and isinstance(value, list | dict):
+                    said = f"the dotted key of an axis stands in quotes: {quoted(dotted(place))} would do"
+                    yield str(key), RecipeError(dotted(("sweep", "axes", *place)), said, is_key=True)

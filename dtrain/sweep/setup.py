@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from dtrain.errors import DtrainError, RecipeError
 from dtrain.format.sweeps import SWEEPS
-from dtrain.recipe.cells import check_trials, placed_in, places, trial
+from dtrain.recipe.cells import check_trials, placed_in, trial
+from dtrain.recipe.compose import places
 from dtrain.recipe.document import Document, copied
 from dtrain.recipe.fit import check_data
 from dtrain.recipe.load import from_document
@@ -111,9 +112,10 @@ def check_overrides(setup: Setup, overrides: Sequence[str]) -> None:
     axes = {place: key for key in setup.sweep.axes for place in places(setup.written.table, placed_in(key))}
     for number, content in enumerate(overrides, 1):
         _, place, _ = argument(number, content)
-        if place in axes:
-            said = f"argument {number}: {content} is set by the axis {show(axes[place])} anyway"
-            raise DtrainError(f"{said}; leave one of them out")
+        for each in places(setup.written.table, place):
+            if each in axes:
+                said = f"argument {number}: {content} is set by the axis {show(axes[each])} anyway"
+                raise DtrainError(f"{said}; leave one of them out")
 
 
 def grouped(devices: Sequence[str], parallel: int) -> list[list[str]]:

@@ -6,7 +6,8 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from dtrain.errors import RecipeError
-from dtrain.recipe.cells import placed_in, places
+from dtrain.recipe.cells import placed_in
+from dtrain.recipe.compose import places
 from dtrain.spec.axes import Axis
 from dtrain.spec.sweep import Hyperband, Median, Sweep
 from dtrain.spec.words import dotted, written
