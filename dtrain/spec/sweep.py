@@ -169,11 +169,9 @@ class Sweep(Table):
         if axis.values is not None and len(other.values or ()) != len(axis.values):
             said = f"found {len(axis.values)}, but {show(axis.tied)} has {len(other.values or ())} values"
             raise Wrong(dotted((*place, "values")), said)
-        numbers = [
-            one for one in other.values or () if isinstance(one, bool) or not isinstance(one, int | float)
-        ]
-        if axis.times is not None and numbers:
-            said = f"{show(axis.tied)} may be {show(numbers[0])}, which cannot be multiplied"
+        words = [v for v in other.values or () if isinstance(v, bool) or not isinstance(v, int | float)]
+        if axis.times is not None and words:
+            said = f"{show(axis.tied)} may be {show(words[0])}, which cannot be multiplied"
             raise Wrong(dotted((*place, "times")), said, is_key=True)
 
 

@@ -101,7 +101,8 @@ class Job:
                 hold.close()
             return False
         self._hold = hold
-        if state not in OVER:
+        self._listen()  # an earlier life may have decided that the trial ends there
+        if state not in OVER and not self._is_pruned:
             self._patience = PATIENCE
             self._process = self._start(text, hold)
         return True
