@@ -1,5 +1,7 @@
 """A metric with a fault on one rank, by itself as torchmetrics takes seconds to come."""
 
+import time
+
 import torch
 from faulty_data import is_rank
 from torchmetrics import Metric
@@ -21,3 +23,10 @@ class Failing(Metric):
 
     def compute(self) -> torch.Tensor:
         return self.total
+
+
+class Sleeping(Failing):
+    """A metric that takes very long to measure anything."""
+
+    def update(self, predicted: torch.Tensor, target: torch.Tensor) -> None:
+        time.sleep(1000)

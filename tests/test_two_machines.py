@@ -29,7 +29,8 @@ def launched(pair: Machines, command: list[str], log: Path) -> Iterator[list[sub
         for number in (0, 1):
             options = ["--config_file", "launch/multi-node.yaml", "--num_processes", "2"]
             options += ["--machine_rank", str(number), "--main_process_ip", pair.address(0), "-m", "dtrain"]
-            environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": "/nonexistent"}
+            paths = f"{ROOT}:{ROOT / 'tests'}"
+            environment = {**os.environ, "PYTHONPATH": paths, "HF_HOME": "/nonexistent"}
             environment["GLOO_SOCKET_IFNAME"] = pair.interface(number)
             said = stack.enter_context(log.with_suffix(f".{number}").open("wb"))
             words = pair.on(number, [*ACCELERATE, *options, *command])
@@ -64,3 +65,24 @@ def test_a_cut_cable_is_told_on_both_sides_and_the_same_command_carries_on(gan: 
     assert "carrying on from" in said[0]
     assert [life.end() for life in alone] == [0, 0], [life.said for life in alone]
     assert_same_run(only_run(runs), only_run(tmp_path / "alone"))
+
+
+def test_a_cable_that_is_cut_while_both_are_busy_for_long_is_told_as_soon(
+    classifier: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    slow = 'evaluate.metrics.slow={ kind = "faulty_metric:Sleeping", rank = 0 }'
+    command = ["run", str(classifier), slow, "every.evaluate=2", "--runs", str(runs)]
+    with machines() as pair, launched(pair, command, tmp_path / "cut") as processes:
+        wait_for(lambda: any(runs.glob("*/*/record.jsonl")), seconds=SOON, what="both train")
+        time.sleep(8)  # now they measure, and have said that nothing need be heard of them
+        pair.cut()
+        cut = time.monotonic()
+        codes = [process.wait(SOON) for process in processes]
+        seconds = time.monotonic() - cut
+        said = [(tmp_path / f"cut.{number}").read_text() for number in (0, 1)]
+        assert 0 not in codes, said
+        assert seconds < 60, said
+        for number, other in ((0, 1), (1, 0)):
+            assert re.search(rf"dtrain: .*rank {other}.*{re.escape(pair.address(other))}", said[number]), said
+            assert "its machine or the network to it went down" in said[number], said

@@ -100,7 +100,7 @@ class Hub:
     def _read(self, source: Any) -> None:
         if source is self.listener:
             connection, _ = self.listener.accept()
-            wire = Wire(connection)
+            wire = Wire(connection, self.patience)
             self.unknown.append(wire)
             self.selector.register(wire, selectors.EVENT_READ)
         elif source is self.woken:

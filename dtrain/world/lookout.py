@@ -62,7 +62,7 @@ class Lookout:
             self._post, work = hub.post, hub.serve
             self.position.announce = hub.announce
         else:
-            wire = Wire(connect(address, meeting.peers[0].port, 2 * self.patience))
+            wire = Wire(connect(address, meeting.peers[0].port, 2 * self.patience), self.patience)
             wire.send({"secret": meeting.secret, "rank": rank})
             self._post, work = wire.send, lambda: self._follow(wire)
             self.position.announce = lambda: wire.send({"seen": self.position.seen()})

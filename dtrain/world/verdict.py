@@ -152,7 +152,8 @@ def of_lost(members: Sequence[Member], found: Sequence[Member]) -> Verdict:
     why = (
         "the kernel killed a process there for lack of memory: out of memory; smaller micro-batches need less"
         if killed
-        else "it was killed (SIGKILL, SIGTERM), or crashed in foreign code, or its machine went down"
+        else "it was killed (SIGKILL, SIGTERM), or crashed in foreign code, or its machine or the network to "
+        "it went down"
     )
     cause = f"{names(found, members)} ended without a word in {place(found[0])}; {why}"
     return Verdict([m.peer.rank for m in found], cause, "", DEFECT, table(members), is_alive=False)
