@@ -76,8 +76,6 @@ def test_a_setting_that_comes_with_a_resume_begins_alike_on_each(
     classifier: Path, tmp_path: Path, dtrain_here: Callable[..., Said], engine: str
 ) -> None:
     """Buffers that were not kept begin at zero, whatever a rank has of them."""
-    if "zero" in engine:
-        pytest.importorskip("deepspeed")
     own = ["optimizers.classifier.kind=rmsprop", "track.kinds=[]"]
     first = cut_off(classifier, tmp_path / "first", 2, *own)
     settings = ["optimizers.classifier.momentum=0.9", "optimizers.classifier.centered=true"]

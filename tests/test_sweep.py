@@ -149,6 +149,7 @@ def test_a_mistake_in_an_axis_is_found_before_the_first_trial_at_its_line(tmp_pa
 MORE_MISTAKES = {  # in the second of two axes
     '"optimizers.classifier.lr" = [1e-3]': 'as the axis "optimizers.*.lr" does; one of them would do',
     '"train.lanes" = { values = [1], when = { "optimizers.*.lr" = 5 } }': 'found 5, which "optimizers',
+    '"train.lanes" = { values = [1], when = { "optimizers.*.lr" = "sgd" } }': 'found "sgd", which "optim',
     '"hyperparameters.x" = { tied = "optimizers.*.lr", values = [1] }': 'but "optimizers.*.lr" has 2 values',
 }
 
@@ -179,6 +180,17 @@ def test_axes_of_what_no_trial_has_are_refused(tmp_path: Path, axis: str, said: 
         open_setup(read(path), Launch(tmp_path / "runs"), [])
     assert str(caught.value).startswith(f"{path}:{FIRST_AXIS + 1}:1: ")
     assert said in str(caught.value)
+
+
+def test_a_condition_on_numbers_is_a_number_that_they_reach(tmp_path: Path) -> None:
+    for wanted, is_met in (('"sgd"', False), ("true", False), ("5", False), ("4.5", False), ("8", True)):
+        axes = '"train.batch_size" = { range = [4, 12, 4] }\n"optimizers.*.lr" = { values = [1], when = { '
+        path = swept(tmp_path, f'{axes}"train.batch_size" = {wanted} }} }}')
+        if is_met:
+            assert dtrain.load(path).sweep is not None
+        else:
+            with pytest.raises(RecipeErrors, match=r'which "train\.batch_size" never is'):
+                dtrain.load(path)
 
 
 def test_words_cannot_be_multiplied(tmp_path: Path) -> None:

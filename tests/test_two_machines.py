@@ -40,6 +40,20 @@ def launched(pair: Machines, command: list[str], log: Path) -> Iterator[list[sub
         yield processes
 
 
+def cut(pair: Machines, processes: list[subprocess.Popen[bytes]], log: Path) -> list[str]:
+    """Cut the cable: both sides end soon, each naming the other; what they said."""
+    pair.cut()
+    since = time.monotonic()
+    codes = [process.wait(SOON) for process in processes]
+    seconds = time.monotonic() - since
+    said = [log.with_suffix(f".{number}").read_text() for number in (0, 1)]
+    assert 0 not in codes, said
+    assert seconds < 60, said
+    for number, other in ((0, 1), (1, 0)):
+        assert re.search(rf"dtrain: .*rank {other}.*{re.escape(pair.address(other))}", said[number]), said
+    return said
+
+
 def test_a_cut_cable_is_told_on_both_sides_and_the_same_command_carries_on(gan: Path, tmp_path: Path) -> None:
     alone = start_two("run", gan, *LONG, "--runs", tmp_path / "alone", log=tmp_path / "alone.log")
     runs = tmp_path / "runs"
@@ -47,16 +61,8 @@ def test_a_cut_cable_is_told_on_both_sides_and_the_same_command_carries_on(gan: 
     with machines() as pair:
         with launched(pair, command, tmp_path / "cut") as processes:
             wait_for(lambda: steps_logged(runs) > 12, seconds=SOON, what="both train")
-            pair.cut()
-            cut = time.monotonic()
-            codes = [process.wait(SOON) for process in processes]
-            seconds = time.monotonic() - cut
-        said = [(tmp_path / f"cut.{number}").read_text() for number in (0, 1)]
-        assert 0 not in codes, said
-        assert seconds < 60, said
+            said = cut(pair, processes, tmp_path / "cut")
         assert 12 < steps_logged(runs) < 200, said
-        for number, other in ((0, 1), (1, 0)):
-            assert re.search(rf"dtrain: .*rank {other}.*{re.escape(pair.address(other))}", said[number]), said
         pair.mend()
         with launched(pair, command, tmp_path / "again") as processes:
             ended = [process.wait(SOON) for process in processes]
@@ -76,13 +82,5 @@ def test_a_cable_that_is_cut_while_both_are_busy_for_long_is_told_as_soon(
     with machines() as pair, launched(pair, command, tmp_path / "cut") as processes:
         wait_for(lambda: any(runs.glob("*/*/record.jsonl")), seconds=SOON, what="both train")
         time.sleep(8)  # now they measure, and have said that nothing need be heard of them
-        pair.cut()
-        cut = time.monotonic()
-        codes = [process.wait(SOON) for process in processes]
-        seconds = time.monotonic() - cut
-        said = [(tmp_path / f"cut.{number}").read_text() for number in (0, 1)]
-        assert 0 not in codes, said
-        assert seconds < 60, said
-        for number, other in ((0, 1), (1, 0)):
-            assert re.search(rf"dtrain: .*rank {other}.*{re.escape(pair.address(other))}", said[number]), said
-            assert "its machine or the network to it went down" in said[number], said
+        said = cut(pair, processes, tmp_path / "cut")
+    assert all("its machine or the network to it went down" in each for each in said), said

@@ -14,8 +14,7 @@ from dtrain.errors import DtrainError
 from dtrain.format.runs import Standing, run_name, size_and_time, standing
 from dtrain.format.sweeps import read_sweep, short
 from dtrain.format.wandb_folder import how_to_look, url_of, was_offline
-from dtrain.spec.words import in_line, nearest
-from dtrain.spec.words import show as show_value
+from dtrain.spec.words import brief, in_line, nearest
 
 MOST_COMMANDS = 3  # that are printed under a table
 
@@ -95,13 +94,9 @@ def sort(rows: Sequence[Row], key: str | None) -> Sequence[Row]:
         hint = "" if near is None else f'; did you mean "{near}"?'
         raise DtrainError(f'--sort "{key}": no run has told of it{hint}')
     bests = [row.standing.best for row in rows]
-    ways = {(row.trial.metric, row.trial.mode) for row in rows if row.trial is not None}
-    sign = (
-        1
-        if (key, "min") in ways
-        or any(best is not None and (best.metric, best.mode) == (key, "min") for best in bests)
-        else -1
-    )
+    ways = {(best.metric, best.mode) for best in bests if best is not None}
+    ways |= {(row.trial.metric, row.trial.mode) for row in rows if row.trial is not None}
+    sign = 1 if (key, "min") in ways else -1
 
     def place(row: Row) -> tuple[int, float]:
         value = row.standing.latest.metrics.get(key)
@@ -149,7 +144,8 @@ def cells(row: Row, metric: str | None, when: Callable[[float], str]) -> Iterato
     yield in_line(row.folder.name)
     if row.trial is not None:
         yield str(row.trial.number)
-        yield from (_tried(row.trial.settings.get(key)) for key in row.trial.names)
+        tried = (row.trial.settings.get(key) for key in row.trial.names)
+        yield from ("-" if value is None else in_line(brief(value), 40) for value in tried)
     yield row.state
     yield f"{known.step}/{'?' if known.total is None else known.total}"
     if metric is not None:
@@ -177,16 +173,6 @@ def _tried_key(row: Row, name: str) -> tuple[int, float, str]:
     if isinstance(value, int | float):
         return 0, value, ""
     return (1, 0.0, str(value)) if value is not None else (2, 0.0, "")
-
-
-def _tried(value: Any) -> str:
-    return (
-        "-"
-        if value is None
-        else f"{value:.4g}"
-        if isinstance(value, float)
-        else in_line(show_value(value), 40)
-    )
 
 
 def as_table(row: Row) -> dict[str, Any]:

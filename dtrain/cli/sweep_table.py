@@ -8,8 +8,8 @@ from typing import Any
 
 from dtrain.cli.tables import columns
 from dtrain.format.sweeps import short
-from dtrain.recipe.cells import brief, in_words
-from dtrain.spec.words import in_line
+from dtrain.recipe.cells import in_words
+from dtrain.spec.words import brief, in_line
 from dtrain.sweep.drive import Watcher
 from dtrain.sweep.job import Job
 from dtrain.sweep.results import best_of, outcome, ranked

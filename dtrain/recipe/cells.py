@@ -13,7 +13,7 @@ from dtrain.recipe.locate import located
 from dtrain.recipe.values import Recipe
 from dtrain.spec.axes import Axis, same, same_place
 from dtrain.spec.sweep import Sweep
-from dtrain.spec.words import Place, dotted, nearest, placed, show
+from dtrain.spec.words import Place, brief, dotted, nearest, placed, show
 
 AXES = ("sweep", "axes")
 MOST_CHECKED = 500  # trials that are looked at before the first is trained; each takes some milliseconds
@@ -108,11 +108,6 @@ def _unfit(recipe: Recipe, sweep: Sweep) -> Iterator[RecipeError]:
 def in_words(settings: Settings) -> str:
     """`optimizers.*.lr = 0.001, train.batch_size = 32`."""
     return ", ".join(f"{key} = {brief(value)}" for key, value in settings.items()) or "as it stands"
-
-
-def brief(value: Any) -> str:
-    """A value as a table shows it: numbers with six digits."""
-    return f"{value:.6g}" if isinstance(value, float) else show(value)
 
 
 def _set(document: Document, key: str, value: Any, said: Said) -> Iterator[Place]:

@@ -87,11 +87,6 @@ class Axis(Table):
         if self.points is not None and not {*said} & {*COUNTED}:
             raise Wrong("points", f"is for {either(COUNTED)}; all else is counted", is_key=True)
 
-    @property
-    def is_free(self) -> bool:
-        """Whether somebody has to choose its value."""
-        return self.tied is None
-
     def cells(self) -> tuple[Any, ...] | None:
         """The values that a grid takes, in their order; None where nothing says how many."""
         if self.values is not None:
@@ -126,10 +121,14 @@ class Axis(Table):
         ends = self.uniform or self.log_uniform or self.range or self.log_range
         if ends is None:
             return True
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        is_whole = self.range is None and self.log_range is None
-        on_step = self.range is None or len(self.range) < 3 or (value - ends[0]) % self.range[2] == 0
-        return is_number and ends[0] <= value <= ends[1] and (is_whole or value == int(value)) and on_step
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        if not ends[0] <= value <= ends[1]:
+            return False
+        if self.range is None and self.log_range is None:
+            return True
+        step = self.range[2] if self.range is not None and len(self.range) == 3 else 1
+        return (value - ends[0]) % step == 0
 
     def extremes(self) -> tuple[Any, ...]:
         """Values that stand for all others: each of an array, both ends of numbers."""

@@ -112,7 +112,7 @@ class Sweep(Table):
         found: list[dict[str, Any]] = []
         seen: set[str] = set()
         for chosen in self._products():
-            settings = self.settings(lambda key, _, chosen=chosen: chosen[key])  # type: ignore[misc]
+            settings = self.settings(_taken_from(chosen))
             if (text := written(settings)) not in seen:
                 seen.add(text)
                 found.append(settings)
@@ -125,7 +125,7 @@ class Sweep(Table):
         for key, axis in axes.items():
             for value in axis.extremes() if axis.tied is None else (None,):
                 chosen = {**first, **_met(axes, key), key: value}
-                yield self.settings(lambda key, _, chosen=chosen: chosen[key])  # type: ignore[misc]
+                yield self.settings(_taken_from(chosen))
         if not axes:
             yield {}
 
@@ -173,6 +173,10 @@ class Sweep(Table):
         if axis.times is not None and words:
             said = f"{show(axis.tied)} may be {show(words[0])}, which cannot be multiplied"
             raise Wrong(dotted((*place, "times")), said, is_key=True)
+
+
+def _taken_from(chosen: Mapping[str, Any]) -> Choose:
+    return lambda key, _: chosen[key]
 
 
 def _met(axes: Mapping[str, Axis], key: str) -> dict[str, Any]:

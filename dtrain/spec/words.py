@@ -76,6 +76,11 @@ def show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def brief(value: object) -> str:
+    """A value as a table shows it: numbers with six digits."""
+    return f"{value:.6g}" if isinstance(value, float) else show(value)
+
+
 def written(value: object) -> str:
     """A value as a recipe writes it."""
     if isinstance(value, bool):

@@ -1,6 +1,7 @@
 """The trials that a sweep will have, before any is trained: their recipes, and which are there already."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import optuna
@@ -23,7 +24,7 @@ def listing(setup: Setup) -> Iterator[str]:
             run = Finder(setup.launch.runs / recipe.name, text).run()
             again = f", {standing(run).state} in {run}" if run is not None else ""
             nth = f", seed {recipe.seed}" if setup.sweep.seeds > 1 else ""
-            yield f"# trial {number}{nth}{again}\n#     {in_words(settings) or 'as it stands'}\n{text}"
+            yield f"# trial {number}{nth}{again}\n#     {in_words(settings)}\n{text}"
     left = (setup.sweep.trials or len(known)) - len(known)
     more = f"; {left} more go by what comes of them" if left else ""
     yield f"# {len(known)} trial{'s' * (len(known) != 1)}{more}"
@@ -37,8 +38,6 @@ def _known(setup: Setup) -> Iterator[Mapping[str, Any]]:
         return
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=open_sampler(sweep))
-    for _ in range(
-        min(sweep.trials or 0, sweep.trials or 0 if sweep.sampler == "random" else startup(sweep))
-    ):
-        trial = study.ask()
-        yield sweep.settings(lambda key, axis, trial=trial: choice(trial, sweep, key, axis))  # type: ignore[misc]
+    count = sweep.trials or 0
+    for _ in range(count if sweep.sampler == "random" else min(count, startup(sweep))):
+        yield sweep.settings(partial(choice, study.ask(), sweep))

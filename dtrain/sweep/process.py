@@ -34,7 +34,7 @@ class Launch:
         """How many there are of each run. Raises DtrainError if the file that says so cannot be read."""
         if self.config is None:
             return 1
-        import yaml  # type: ignore[import-untyped]  # Accelerate brings it
+        import yaml  # type: ignore[import-untyped]  # Accelerate brings it, without types
 
         try:
             found = yaml.safe_load(self.config.read_text())

@@ -14,8 +14,8 @@ from plotly.offline import get_plotlyjs
 from dtrain.errors import DtrainError
 from dtrain.format.files import write_synced
 from dtrain.format.sweeps import short
-from dtrain.recipe.cells import brief, in_words
-from dtrain.spec.words import show
+from dtrain.recipe.cells import in_words
+from dtrain.spec.words import brief, show
 from dtrain.sweep.results import best_of, outcome, ranked
 from dtrain.sweep.setup import Setup
 from dtrain.sweep.study import Record, Study

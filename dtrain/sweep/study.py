@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
@@ -150,7 +151,7 @@ class Trial:
     def __init__(self, trial: optuna.Trial, study: Study, hold: IO[bytes]):
         self._trial, self._study, self._hold = trial, study, hold
         self.number: int = trial.user_attrs.get(AGAIN, trial.number)
-        self.settings = study.sweep.settings(lambda key, axis: choice(trial, study.sweep, key, axis))
+        self.settings = study.sweep.settings(partial(choice, trial, study.sweep))
         self.note("settings", thawed(self.settings))
         self._told = set(study.optuna._storage.get_trial(trial._trial_id).intermediate_values)
         self._last = max(self._told, default=-1)

@@ -1,9 +1,9 @@
 """The same sweep for W&B, whose agent then starts `dtrain run` with a trial's values."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-import yaml  # type: ignore[import-untyped]
+import yaml  # type: ignore[import-untyped]  # Accelerate brings it, without types
 
 from dtrain.errors import RecipeError
 from dtrain.recipe.cells import placed_in
@@ -82,7 +82,10 @@ def _parameter(key: str, axis: Axis, sweep: Sweep) -> Mapping[str, Any]:
     assert axis.range is not None
     first, last, *step = axis.range
     if step and step != [1]:
-        return {"values": list(axis.cells() or ())}
+        try:
+            return {"values": list(axis.counted())}
+        except ValueError as error:
+            _refuse(dotted((*place, "range")), str(error).replace("in a grid", "for W&B"))
     return {"distribution": "int_uniform", "min": first, "max": last}
 
 
@@ -91,5 +94,5 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else written(value)
 
 
-def _refuse(key: str, message: str) -> None:
+def _refuse(key: str, message: str) -> NoReturn:
     raise RecipeError(key, message)
