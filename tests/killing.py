@@ -219,7 +219,8 @@ def steps_logged(runs: Path) -> int:
 
 def assert_same_run(run: Path, alone: Path) -> None:
     """The same checkpoints with the same bits, and the same metrics, each step once."""
-    assert [path.name for path in checkpoints_in(run)] == [path.name for path in checkpoints_in(alone)]
+    names, expected = ([path.name for path in checkpoints_in(each)] for each in (run, alone))
+    assert names == expected
     assert_same_course(run, alone)
 
 

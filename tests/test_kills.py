@@ -34,7 +34,9 @@ def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_left_alone(
 ) -> None:
     count, launched = KILLS[way]
     chance = random.Random(f"kills, {way}")
-    campaign = Campaign(WAYS[way], tmp_path, steps=20 + 12 * count, chance=chance)
+    # Ranks whose launcher was killed look for it about once in a second, and save: so many steps may pass.
+    steps = 20 + 12 * count + 150 * launched
+    campaign = Campaign(WAYS[way], tmp_path, steps, chance)
     alone = campaign.leave_alone()
     whoms = itertools.cycle(["launcher", "one rank", "all"])
     with_launcher = dict(zip(sorted(chance.sample(range(count), launched)), whoms, strict=False))
