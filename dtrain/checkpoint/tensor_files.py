@@ -1,15 +1,15 @@
-"""Writes safetensors files from tensors in memory; they are hashed and reach the disk meanwhile."""
+"""Writes safetensors files from tensors in memory; they are hashed meanwhile."""
 
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dtrain.errors import CheckpointError
+from dtrain.format.direct import DirectFile
 from dtrain.format.files import hash_of
 from dtrain.format.safetensors_header import Stored, header_bytes
 
@@ -31,7 +31,6 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-EARLY = 1 << 27  # bytes with which the disk begins while others are written
 
 
 class Written(NamedTuple):
@@ -48,13 +47,13 @@ def write_files(files: Mapping[Path, Mapping[str, Tensor]]) -> dict[Path, Writte
 
     Raises CheckpointError of a tensor that the format cannot hold, OSError where a file cannot be written.
     """
-    with ThreadPoolExecutor(1, "dtrain-hash") as hashing, ThreadPoolExecutor(1, "dtrain-sync") as syncing:
-        begun = {path: _write(path, tensors, hashing, syncing) for path, tensors in files.items()}
+    with ThreadPoolExecutor(1, "dtrain-hash") as hashing, ThreadPoolExecutor(1, "dtrain-write") as writing:
+        begun = {path: _write(path, tensors, hashing, writing) for path, tensors in files.items()}
         return {path: end() for path, end in begun.items()}
 
 
 def _write(
-    path: Path, tensors: Mapping[str, Tensor], hashing: Executor, syncing: Executor
+    path: Path, tensors: Mapping[str, Tensor], hashing: Executor, writing: Executor
 ) -> Callable[[], Written]:
     """Write a file; what waits until it is hashed, on the disk, and closed."""
     try:
@@ -62,35 +61,22 @@ def _write(
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
     hashes: dict[str, Future[str]] = {}
-    file = path.open("wb", buffering=1 << 20)
+    file = DirectFile(path, writing)
     try:
         file.write(header)
-        early: list[Future[None]] = []
-        begun = 0
         for each in ordered:
             values = bytes_of(tensors[each.name])
             hashes[each.name] = hashing.submit(hash_of, values)
             file.write(values)
-            if file.tell() - begun > EARLY:
-                early.append(syncing.submit(os.fsync, file.fileno()))
-                begun = file.tell()
-        file.flush()
-        size = file.tell()
     finally:
-        closed = syncing.submit(_sync_and_close, file)
+        closed = file.end()
 
     def end() -> Written:
-        for each in (*early, closed):  # each failure is told once
-            each.result()
+        closed.result()
         digests = {name: found.result() for name, found in hashes.items()}
-        return Written(size, size - len(header), hash_of(header), digests)
+        return Written(file.size, file.size - len(header), hash_of(header), digests)
 
     return end
-
-
-def _sync_and_close(file: BinaryIO) -> None:
-    with file:
-        os.fsync(file.fileno())
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
