@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import CLASSIFIER, tensors_of, written
 from launching import ROOT
@@ -273,6 +274,22 @@ def test_trials_run_on_several_processes_by_the_same_files_and_are_grouped_in_wa
     assert manifest["environment"]["world"] == 2
     (kept,) = run.glob("wandb/offline-run-*/run-*.wandb")
     assert group_of(kept) == "tiny-classifier"
+
+
+def test_a_trial_of_which_a_rank_is_killed_is_carried_on(tmp_path: Path) -> None:
+    recipe = swept(tmp_path, f'{GRID}"optimizers.*.lr" = [1e-3]')
+    config = ["--config", ROOT / "launch/cpu-2.yaml"]
+    process = start("sweep", recipe, "--runs", tmp_path / "runs", *config, log=tmp_path / "log")
+    wait_for(tmp_path / "runs", "tiny-classifier/*/checkpoints/step-*")
+    below = psutil.Process(process.pid).children(recursive=True)
+    victim = max((each for each in below if "--once" in each.cmdline()), key=lambda each: each.pid)
+    victim.kill()
+    assert process.wait(120) == 0, (tmp_path / "log").read_text()
+    (trial,) = table(tmp_path / "runs")
+    assert (trial["state"], trial["runs"]) == ("finished", 1)
+    (said,) = (tmp_path / "runs/sweeps/tiny-classifier/trials").glob("*.log")
+    assert_each_step_once(said.read_text())
+    assert "SIGKILL" in said.read_text()
 
 
 def group_of(log: Path) -> str:

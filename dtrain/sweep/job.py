@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from dtrain.errors import DtrainError, RecipeErrors
+from dtrain.format.checkpoints import checkpoints_in, step_of
 from dtrain.format.files import hash_of, write_synced
 from dtrain.format.locks import is_held
 from dtrain.format.metrics import METRICS, latest_in
@@ -44,6 +45,7 @@ class Job:
         self._told: Told | None = None
         self._finder = Finder(Path(), "")
         self._patience = PATIENCE
+        self._saved = 0  # the step from which the process carries on
         try:
             self._recipes = [setup.recipe(trial.settings, seed) for seed in range(setup.sweep.seeds)]
         except DtrainError as error:
@@ -103,7 +105,7 @@ class Job:
         self._hold = hold
         self._listen()  # an earlier life may have decided that the trial ends there
         if state not in OVER and not self._is_pruned:
-            self._patience = PATIENCE
+            self._patience, self._saved = PATIENCE, self._last_saved()
             self._process = self._start(text, hold)
         return True
 
@@ -157,7 +159,7 @@ class Job:
             self._leave()
         elif status == MISTAKE and self._is_trained_by_others():
             self.waits = True
-        elif status in STOPPED and self._stops < MOST_STOPS:
+        elif (status in STOPPED or self._lost_a_rank()) and self._stops < MOST_STOPS:
             self._stops += 1  # somebody else's wish, who did not mean the sweep: it is carried on
         else:
             assert process is not None
@@ -170,6 +172,18 @@ class Job:
             return False
         self._patience -= 1
         return self._patience > 0
+
+    def _lost_a_rank(self) -> bool:
+        """Whether one of several processes may have been killed: the launcher says of all causes the same.
+
+        If the cause is in the recipe it soon comes again, and nothing more was saved by then.
+        """
+        return self._setup.launch.processes > 1 and self._last_saved() > self._saved
+
+    def _last_saved(self) -> int:
+        """The step of the newest checkpoint of the run at hand."""
+        found = [] if self._find() is None or self._told is None else checkpoints_in(self._told.run)
+        return step_of(found[-1]) if found else 0
 
     def _is_trained_by_others(self) -> bool:
         """Whether somebody else began the same run at the same moment."""
