@@ -147,7 +147,11 @@ def test_a_mistake_in_an_axis_is_found_before_the_first_trial_at_its_line(tmp_pa
 
 
 MORE_MISTAKES = {  # in the second of two axes
-    '"optimizers.classifier.lr" = [1e-3]': 'as the axis "optimizers.*.lr" does; one of them would do',
+    '"optimizers.classifier" = [{ kind = "sgd" }]': 'and the axis "optimizers.*.lr" sets a part of that; one',
+    '"system.kind" = ["classifier", "gan"]': 'sweep.axes."system.kind"[1]: system.latent (',
+    '"data.kind" = ["arrays", "images"]': "data.size (",
+    '"train.steps" = [3]': "give either `steps` or `epochs`",
+    '"optimizers.classifier.lr" = [1e-3]': 'and the axis "optimizers.*.lr" does; one of them would do',
     '"train.lanes" = { values = [1], when = { "optimizers.*.lr" = 5 } }': 'found 5, which "optimizers',
     '"train.lanes" = { values = [1], when = { "optimizers.*.lr" = "sgd" } }': 'found "sgd", which "optim',
     '"hyperparameters.x" = { tied = "optimizers.*.lr", values = [1] }': 'but "optimizers.*.lr" has 2 values',
@@ -302,8 +306,11 @@ def test_check_finds_them_too(tmp_path: Path, dtrain_here: Here) -> None:
 
 
 def test_what_two_axes_do_together_is_said_with_their_values(tmp_path: Path) -> None:
-    path = swept(tmp_path, '"train.steps" = [3]\n"train.batch_size" = [8]')
-    with pytest.raises(RecipeErrors, match=r"give either .* \(where train.steps = 3, train.batch_size = 8\)"):
+    path = swept(tmp_path, '"train.epochs" = [2, 1]\n"train.batch_size" = [8, 20]')
+    warm = 'lr = 1e-2\nschedule = { kind = "cosine", warmup = 2 }'
+    path.write_text(path.read_text().replace("lr = 1e-2", warm))
+    values = r"train.epochs = 1, train.batch_size = 20"
+    with pytest.raises(RecipeErrors, match=rf"found 2, but the whole run has 1 step.* \(where {values}\)"):
         open_setup(read(path), Launch(tmp_path / "runs"), [])
 
 

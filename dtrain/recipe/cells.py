@@ -36,26 +36,41 @@ def trial(
     `written` is the document as it was read, and stays so. Raises RecipeErrors with what is wrong, at the
     line of the axis or with the values that made it so; DataError if the data cannot be read.
     """
+    try:
+        return _trial(written, sweep, settings, after, imports, hashes, processes)
+    except RecipeErrors as error:
+        raise RecipeErrors([_with(one, settings) for one in error.errors], error.source) from None
+
+
+def _trial(
+    written: Document,
+    sweep: Sweep,
+    settings: Settings,
+    after: int,
+    imports: bool,
+    hashes: bool,
+    processes: int,
+) -> Recipe:
     document = copied(written)
     document.table.pop("sweep", None)
     document.errors = []
     set_by: dict[Place, str] = {}
-    try:
-        for key, value in sorted(settings.items(), key=lambda item: not item[0].startswith("optimizers.*.")):
-            said = _said(written, sweep, key, value, settings)
-            for place in _set(document, key, value, said):
-                if (other := set_by.setdefault(place, key)) != key:
-                    wrong = f"sets {dotted(place)}, as the axis {show(other)} does; one of them would do"
-                    raise located(document, [RecipeError(dotted((*AXES, key)), wrong, spot=_key_spot(said))])
-        seed = document.table.get("seed", 0)
-        if isinstance(seed, int):
-            document.table["seed"] = seed + after
-        recipe = from_document(document, imports=imports, hashes=hashes)
-        if errors := list(_unfit(recipe, sweep)):
-            raise located(document, errors)
-        check_data(recipe, document, processes)
-    except RecipeErrors as error:
-        raise RecipeErrors([_with(one, settings) for one in error.errors], error.source) from None
+    for key, value in sorted(settings.items(), key=lambda item: not item[0].startswith("optimizers.*.")):
+        said = _said(written, sweep, key, value, settings)
+        for place in _set(document, key, value, said):
+            others = (other for there, other in set_by.items() if there[: len(place)] == place)
+            if (other := next(others, key)) != key:
+                does = "does" if place in set_by else "sets a part of that"
+                wrong = f"sets {dotted(place)}, and the axis {show(other)} {does}; one of them would do"
+                raise located(document, [RecipeError(dotted((*AXES, key)), wrong, spot=_key_spot(said))])
+            set_by[place] = key
+    seed = document.table.get("seed", 0)
+    if isinstance(seed, int):
+        document.table["seed"] = seed + after
+    recipe = from_document(document, imports=imports, hashes=hashes)
+    if errors := list(_unfit(recipe, sweep)):
+        raise located(document, errors)
+    check_data(recipe, document, processes)
     return recipe if isinstance(seed, int) else replace(recipe, seed=recipe.seed + after)
 
 
@@ -68,13 +83,31 @@ def check_trials(written: Document, sweep: Sweep, *, imports: bool = True, proce
         raise RecipeErrors(errors, written.main.name)
     grid = sweep.grid() if sweep.is_grid else []
     wanted = grid if 0 < len(grid) <= MOST_CHECKED else list(sweep.samples())
+
+    def wrong_in(settings: Settings) -> tuple[RecipeError, ...]:
+        try:
+            _trial(written, sweep, settings, 0, imports, False, processes)
+        except RecipeErrors as error:
+            return error.errors
+        return ()
+
+    alone: dict[str, list[tuple[Spot | None, str]]] = {}  # what is wrong where one value alone is set
+
+    def leads_to(key: str, value: Any, error: RecipeError) -> bool:
+        text = in_words({key: value})
+        if text not in alone:
+            alone[text] = [(one.spot, one.key) for one in wrong_in({key: value})]
+        return (error.spot, error.key) in alone[text]
+
     found: dict[tuple[Any, ...], RecipeError] = {}
     for settings in wanted[:MOST_CHECKED]:
-        try:
-            trial(written, sweep, settings, imports=imports, hashes=False, processes=processes)
-        except RecipeErrors as error:
-            for one in error.errors:
-                found.setdefault((one.spot, one.key), one)
+        for error in wrong_in(settings):
+            one = error
+            if not _is_of_axis(error):
+                causes = (key for key, value in settings.items() if leads_to(key, value, error))
+                if cause := next(causes, None):
+                    one = _at_cell(error, _said(written, sweep, cause, settings[cause], settings))
+            found.setdefault((one.spot, one.key), _with(one, settings))
     if found:
         ordered = sorted(
             found.values(), key=lambda one: (one.spot.line, one.spot.column) if one.spot else (0, 0)
@@ -151,9 +184,9 @@ def _said(written: Document, sweep: Sweep, key: str, value: Any, settings: Setti
     place: Place = own
     if axis.values is not None:
         others = axis.values
-        if axis.tied is not None:
-            place = (*base, same_place(settings[axis.tied], sweep.all_axes[axis.tied].values or ()))
-        else:
+        if (tied := axis.tied) is not None and tied in settings:
+            place = (*base, same_place(settings[tied], sweep.all_axes[tied].values or ()))
+        elif tied is None:
             place = (*base, same_place(value, others))
     else:
         for way in ("uniform", "log_uniform", "range", "log_range"):
@@ -164,8 +197,19 @@ def _said(written: Document, sweep: Sweep, key: str, value: Any, settings: Setti
     return said._replace(key=written.said_at(own).place)
 
 
+def _is_of_axis(error: RecipeError) -> bool:
+    return error.key.startswith(dotted(AXES))
+
+
+def _at_cell(error: RecipeError, said: Said) -> RecipeError:
+    """A mistake elsewhere in the recipe, at the value that alone leads to it."""
+    where = f" ({error.spot})" if error.spot else ""
+    message = f"{error.key}{where}: {error.message}"
+    return RecipeError(dotted(said.place), message, spot=said.text.spot(said.place), details=error.details)
+
+
 def _with(error: RecipeError, settings: Settings) -> RecipeError:
     """A mistake that is not of one axis alone, with the values that led to it."""
-    if error.key.startswith(dotted(AXES)) or not settings:
+    if _is_of_axis(error) or not settings:
         return error
     return error.written_at(error.key, error.spot, f" (where {in_words(settings)})")
