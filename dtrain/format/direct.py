@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-BLOCK = 1 << 22  # bytes that are written at once
+BLOCK = 1 << 24  # bytes that are written at once
 UNIT = 4096  # bytes, of which whole ones are written past the cache
 PAST_CACHE = getattr(os, "O_DIRECT", 0)
 
