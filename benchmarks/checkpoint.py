@@ -91,7 +91,7 @@ def begin(run: Run, path: Path) -> Callable[[], float]:
     """
     content = Content(run.step, to_toml(run.recipe), canonical(run.state()), run.environment, None)
     whole: list[float] = []
-    run.writer.begin(run.engine, content, lambda: whole.append(time.perf_counter()))
+    run.writer.begin(run.engine, content, lambda _: whole.append(time.perf_counter()))
 
     def wait() -> float:
         run.writer.finished(waits=True)[1].rename(path)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dtrain.errors import CheckpointError
-from dtrain.format.direct import DirectFile
+from dtrain.format.direct import DirectFile, Disk
 from dtrain.format.files import hash_of
 from dtrain.format.safetensors_header import Stored, header_bytes
 
@@ -47,21 +47,19 @@ def write_files(files: Mapping[Path, Mapping[str, Tensor]]) -> dict[Path, Writte
 
     Raises CheckpointError of a tensor that the format cannot hold, OSError where a file cannot be written.
     """
-    with ThreadPoolExecutor(1, "dtrain-hash") as hashing, ThreadPoolExecutor(1, "dtrain-write") as writing:
-        begun = {path: _write(path, tensors, hashing, writing) for path, tensors in files.items()}
+    with ThreadPoolExecutor(1, "dtrain-hash") as hashing, Disk() as disk:
+        begun = {path: _write(path, tensors, hashing, disk) for path, tensors in files.items()}
         return {path: end() for path, end in begun.items()}
 
 
-def _write(
-    path: Path, tensors: Mapping[str, Tensor], hashing: Executor, writing: Executor
-) -> Callable[[], Written]:
+def _write(path: Path, tensors: Mapping[str, Tensor], hashing: Executor, disk: Disk) -> Callable[[], Written]:
     """Write a file; what waits until it is hashed, on the disk, and closed."""
     try:
         header, ordered = header_bytes([_stored(name, tensor) for name, tensor in tensors.items()], {})
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
     hashes: dict[str, Future[str]] = {}
-    file = DirectFile(path, writing)
+    file = DirectFile(path, disk)
     try:
         file.write(header)
         for each in ordered:
