@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dtrain.format.direct import BLOCK, UNIT, DirectFile, Disk
+from dtrain.checkpoint.direct import BLOCK, UNIT, DirectFile, Disk
 
 SIZES = [0, 1, UNIT - 1, UNIT, UNIT + 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 3 * BLOCK + 17]
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dtrain.checkpoint.direct import DirectFile, Disk
 from dtrain.errors import CheckpointError
-from dtrain.format.direct import DirectFile, Disk
 from dtrain.format.files import hash_of
 from dtrain.format.safetensors_header import Stored, header_bytes
 
