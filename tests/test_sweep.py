@@ -298,6 +298,27 @@ def test_options_that_will_not_do(tmp_path: Path, dtrain_here: Here, options: li
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("axis", "hint"),
+    [
+        ("[1e-3, 1e-2]", ' (only 4 can differ; sampler = "grid" takes each once)'),
+        ("{ range = [1, 7, 2] }", ' (only 8 can differ; sampler = "grid" takes each once)'),
+        ("{ range = [1, 99] }", ""),
+        ("{ range = [1, 1_000_000_000] }", ""),
+        ("{ uniform = [1, 2] }", ""),
+    ],
+)
+def test_check_says_when_there_are_fewer_than_trials(
+    tmp_path: Path, dtrain_here: Here, axis: str, hint: str
+) -> None:
+    options = 'sampler = "random"\ntrials = 9\nmetric = "evaluate/accuracy"\n'
+    path = swept(tmp_path, f'"optimizers.*.lr" = {axis}\n"train.batch_size" = [4, 8]', options)
+    line = dtrain_here("check", path).out.splitlines()[-1]
+    assert (
+        line == f"sweep: 9 trials (random) of optimizers.*.lr, train.batch_size; max evaluate/accuracy{hint}"
+    )
+
+
 def test_check_finds_them_too(tmp_path: Path, dtrain_here: Here) -> None:
     path = swept(tmp_path, '"optimizers.*.lr" = [1e-3, "fast"]')
     said = dtrain_here("check", path)

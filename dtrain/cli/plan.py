@@ -48,7 +48,10 @@ def sweep_line(recipe: Recipe, sweep: Sweep) -> str:
     seeds = f", each with {sweep.seeds} seeds" if sweep.seeds > 1 else ""
     metric, mode = compared_by(recipe)
     axes = f" of {', '.join(sweep.axes)}" if sweep.axes else ""
-    return visible(f"sweep: {trials} trials ({sweep.sampler}){axes}{seeds}; {mode} {metric}")
+    most = None if sweep.is_grid else sweep.different()
+    few = most is not None and most < (trials or 0)
+    hint = f' (only {most} can differ; sampler = "grid" takes each once)' if few else ""
+    return visible(f"sweep: {trials} trials ({sweep.sampler}){axes}{seeds}; {mode} {metric}{hint}")
 
 
 def model_lines(name: str, model: Model) -> list[str]:

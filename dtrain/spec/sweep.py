@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field
 from itertools import islice, product
+from math import prod
 from typing import Annotated, Any, Literal
 
 from dtrain.spec.axes import Axis, Values
@@ -94,6 +95,14 @@ class Sweep(Table):
     def is_grid(self) -> bool:
         """Whether its trials are known before the first of them."""
         return self.sampler == "grid"
+
+    def different(self) -> int | None:
+        """How many trials can differ; None where they are very many."""
+        free = [axis for axis in self.all_axes.values() if axis.tied is None]
+        if any(axis.values is None and axis.range is None for axis in free):
+            return None
+        counts = (len(axis.values or range(axis.extremes()[0], axis.extremes()[1] + 1)) for axis in free)
+        return len(self.grid()) if prod(counts) <= MOST_CELLS else None
 
     def settings(self, choose: Choose) -> dict[str, Any]:
         """What is set in one trial, by dotted key: of each axis that is on what somebody chooses."""
