@@ -151,6 +151,8 @@ MORE_MISTAKES = {  # in the second of two axes
     '"system.kind" = ["classifier", "gan"]': 'sweep.axes."system.kind"[1]: system.latent (',
     '"data.kind" = ["arrays", "images"]': "data.size (",
     '"train.steps" = [3]': "give either `steps` or `epochs`",
+    '"train.lanes" = { values = [1], when = { "optimizers.*.lr" = 5e-3 } }': "found 0.005, which",
+    '"train.micro_batch_size" = { range = [2, 8, 2] }': "6 does not divide train.batch_size (8)",
     '"optimizers.classifier.lr" = [1e-3]': 'and the axis "optimizers.*.lr" does; one of them would do',
     '"train.lanes" = { values = [1], when = { "optimizers.*.lr" = 5 } }': 'found 5, which "optimizers',
     '"train.lanes" = { values = [1], when = { "optimizers.*.lr" = "sgd" } }': 'found "sgd", which "optim',
@@ -184,6 +186,25 @@ def test_axes_of_what_no_trial_has_are_refused(tmp_path: Path, axis: str, said: 
         open_setup(read(path), Launch(tmp_path / "runs"), [])
     assert str(caught.value).startswith(f"{path}:{FIRST_AXIS + 1}:1: ")
     assert said in str(caught.value)
+
+
+def test_a_condition_that_no_trial_meets_is_found(tmp_path: Path) -> None:
+    axes = (
+        '"train.batch_size" = [4, 8]\n"train.lanes" = { values = [1], when = { "train.batch_size" = 4 } }\n'
+    )
+    both = 'when = { "train.batch_size" = 8, "train.lanes" = 1 }'
+    with pytest.raises(RecipeErrors, match="no trial of the grid meets it"):
+        dtrain.load(swept(tmp_path, f'{axes}"optimizers.*.lr" = {{ values = [1], {both} }}'))
+
+
+@pytest.mark.parametrize("values", ["[1, 6]", "[1, 9]"])
+def test_who_ends_trials_early_has_evaluations_to_go_by(tmp_path: Path, values: str) -> None:
+    options = f'{GRID}prune = {{ kind = "median" }}\n'
+    path = swept(tmp_path, f'"every.evaluate" = {values}', options)  # of 6 steps
+    with pytest.raises(
+        RecipeErrors, match=r"evaluate\"\[1\]: found \d: nothing would be evaluated before the"
+    ):
+        open_setup(read(path), Launch(tmp_path / "runs"), [])
 
 
 def test_a_condition_on_numbers_is_a_number_that_they_reach(tmp_path: Path) -> None:
@@ -251,7 +272,9 @@ def test_a_decision_to_end_a_trial_survives_a_kill(tmp_path: Path) -> None:
     decided = 0
     study = open_study(setup)
     while (begun := study.begin()) is not None:
-        ends = next((step for step in (2, 4, 6) if begun.report(step, float(begun.number))), None)
+        ends = next(
+            (step for step in (2, 4, 6) if begun.report(step, float(begun.number), is_last=False)), None
+        )
         if ends is None:
             begun.finish([float(begun.number)])
             continue
@@ -260,7 +283,9 @@ def test_a_decision_to_end_a_trial_survives_a_kill(tmp_path: Path) -> None:
         again = open_study(setup).begin()
         assert again is not None
         assert again.number == begun.number
-        assert [again.report(step, float(again.number)) for step in (2, 4, 6) if step <= ends][-1]
+        assert [again.report(step, float(again.number), is_last=False) for step in (2, 4, 6) if step <= ends][
+            -1
+        ]
         again.prune()
     assert decided
 
@@ -448,7 +473,8 @@ def test_what_comes_of_others_is_not_foretold(tmp_path: Path, dtrain_here: Here)
 
 def test_weights_and_biases_gets_what_its_agent_can_start(tmp_path: Path, dtrain_here: Here) -> None:
     axes = '"optimizers.*.lr" = { log_uniform = [1e-4, 1] }\n"train.deterministic" = [true, false]\n'
-    axes += '"optimizers.*.kind" = ["adam", "sgd"]\n"train.batch_size" = { range = [4, 8, 4] }'
+    axes += '"optimizers.*.kind" = ["adam", "sgd"]\n"train.batch_size" = { range = [4, 8, 4] }\n'
+    axes += '"models.classifier.layers[0].out" = [4, 6]'
     options = 'trials = 20\nmetric = "evaluate/accuracy"\nprune = { kind = "hyperband", min_steps = 4 }\n'
     path = swept(tmp_path, axes, options)
     path.write_text(path.read_text().replace('["jsonl"]', '["jsonl", "wandb"]'))
@@ -459,7 +485,8 @@ def test_weights_and_biases_gets_what_its_agent_can_start(tmp_path: Path, dtrain
     table = yaml.safe_load(file.read_text())
     assert table["method"] == "bayes"
     assert table["metric"] == {"name": "evaluate/accuracy", "goal": "maximize"}
-    assert table["command"] == ["${env}", "dtrain", "run", str(path), "${args_no_hyphens}"]
+    words = ["run", str(path), "--runs", str(tmp_path / "runs")]
+    assert table["command"] == ["${env}", "dtrain", *words, "${args_no_hyphens}"]
     parameters = table["parameters"]
     assert parameters["optimizers.classifier.lr"]["distribution"] == "log_uniform_values"
     chosen = {
@@ -470,6 +497,7 @@ def test_weights_and_biases_gets_what_its_agent_can_start(tmp_path: Path, dtrain
     )  # as W&B's agent writes them
     assert recipe.optimizers["classifier"].lr == 1e-4
     assert (recipe.train.deterministic, recipe.train.batch_size) == (False, 8)
+    assert recipe.models["classifier"].layers[0].out == 6
 
 
 def test_weights_and_biases_has_no_words_for_some(tmp_path: Path, dtrain_here: Here) -> None:
@@ -479,6 +507,23 @@ def test_weights_and_biases_has_no_words_for_some(tmp_path: Path, dtrain_here: H
     assert said.code == 2
     assert f"{FIRST_AXIS + 1}:" in said.errors
     assert "W&B has no axes that depend on others" in said.errors
+
+
+def test_a_star_that_is_a_name_is_none_of_weights_and_biases(tmp_path: Path, dtrain_here: Here) -> None:
+    path = swept(tmp_path, '"optimizers.*.lr" = [0.1]')
+    path.write_text(
+        path.read_text()
+        .replace('["jsonl"]', '["jsonl", "wandb"]')
+        .replace("[optimizers.classifier]", '[optimizers."*"]')
+    )
+    said = dtrain_here("sweep", path, "--to-wandb", "--runs", tmp_path / "runs")
+    assert said.code == 2
+    assert "one of hyperparameters would do" in said.errors
+
+
+def test_devices_that_are_not_there_are_refused(tmp_path: Path, dtrain_here: Here, on_cpu: None) -> None:
+    said = dtrain_here("sweep", swept(tmp_path, '"optimizers.*.lr" = [0.1]'), "--devices", "0")
+    assert (said.code, said.errors) == (2, "dtrain: --devices 0: there is no such GPU here; leave it out\n")
 
 
 def test_devices_are_shared_evenly() -> None:

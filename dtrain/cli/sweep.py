@@ -96,12 +96,14 @@ def sweep(
     from dtrain.recipe.load import read
     from dtrain.recipe.locate import locating
     from dtrain.sweep.process import Launch
-    from dtrain.sweep.setup import check_overrides, grouped, open_setup
+    from dtrain.sweep.setup import check_devices, check_overrides, grouped, open_setup
 
     document = read(recipe, overrides, set_files=set_files)
     if document.trust.everything:
         sys.path.append(str(recipe.parent.absolute()))  # a recipe's own modules may lie beside it
-    groups = [] if devices is None else grouped([name for name in devices.split(",") if name], parallel)
+    named = [name for name in (devices or "").split(",") if name]
+    groups = [] if devices is None else grouped(named, parallel)
+    check_devices(named)
     setup = open_setup(document, Launch(runs, config, scale_file, recipe.parent), groups)
     check_overrides(setup, overrides)
     again = said_again(recipe, overrides, set_files, False, ())
@@ -113,14 +115,14 @@ def sweep(
         return 0
     if report:
         return _report(setup)
+    own = ["--runs", str(runs), *([] if scale_file is None else ["--scale", str(scale_file)])]
     if to_wandb:
         with locating(document):
-            return _to_wandb(setup, again)
+            return _to_wandb(setup, [*again, *own])
     if submit is not None:
         from dtrain.cli.sweep_slurm import submit as hand_to_slurm
 
-        own = ["--runs", str(runs), *([] if config is None else ["--config", str(config)])]
-        own += [] if scale_file is None else ["--scale", str(scale_file)]
+        own += [] if config is None else ["--config", str(config)]
         time = of_slurm.pop("time") or "24:00:00"
         return hand_to_slurm(setup, [*again, *own], parallel, time=time, **of_slurm)
     return _train(setup, parallel, retry)

@@ -10,6 +10,7 @@ from dtrain.recipe.document import Document, Said, copied, has
 from dtrain.recipe.fit import check_data
 from dtrain.recipe.load import from_document
 from dtrain.recipe.locate import located
+from dtrain.recipe.plan import pace_of
 from dtrain.recipe.values import Recipe
 from dtrain.spec.axes import Axis, same, same_place
 from dtrain.spec.sweep import Sweep
@@ -68,9 +69,10 @@ def _trial(
     if isinstance(seed, int):
         document.table["seed"] = seed + after
     recipe = from_document(document, imports=imports, hashes=hashes)
-    if errors := list(_unfit(recipe, sweep)):
+    data = check_data(recipe, document, processes)
+    pace = pace_of(recipe.train, recipe.system, None if data is None else data.count)
+    if errors := list(_unfit(recipe, sweep, None if pace is None else pace.total)):
         raise located(document, errors)
-    check_data(recipe, document, processes)
     return recipe if isinstance(seed, int) else replace(recipe, seed=recipe.seed + after)
 
 
@@ -128,14 +130,15 @@ def _misplaced(written: Document, sweep: Sweep) -> Iterator[RecipeError]:
             yield RecipeError(dotted((*AXES, key)), said, suggestion=near, spot=spot)
 
 
-def _unfit(recipe: Recipe, sweep: Sweep) -> Iterator[RecipeError]:
-    """What of a trial would leave the sweep without what it compares by."""
+def _unfit(recipe: Recipe, sweep: Sweep, steps: int | None) -> Iterator[RecipeError]:
+    """What of a trial of so many steps would leave the sweep without what it compares by."""
     if "jsonl" not in recipe.track.kinds:
         said = 'a sweep reads metrics.jsonl of its runs; "jsonl" belongs here, too'
         yield RecipeError("track.kinds", said)
-    if sweep.prune is not None and not recipe.every.evaluate:
-        said = "nothing would be evaluated before the end, by which sweep.prune goes; 500 would do"
-        yield RecipeError("every.evaluate", said)
+    every = recipe.every.evaluate
+    if sweep.prune is not None and (not every or (steps is not None and every >= steps)):
+        said = f"found {every}: nothing would be evaluated before the end, by which sweep.prune goes"
+        yield RecipeError("every.evaluate", f"{said}; {max((steps or 2500) // 5, 1)} would do")
 
 
 def in_words(settings: Settings) -> str:

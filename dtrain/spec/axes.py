@@ -1,7 +1,7 @@
 """The axes of a sweep as data: what values a key of a recipe may take in its trials."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from datetime import date, time
 from typing import Annotated, Any
@@ -10,6 +10,7 @@ from dtrain.spec.table import AtLeastOne, Checked, Frozen, Table, Within, Wrong,
 from dtrain.spec.words import either, show
 
 MOST_CELLS = 10_000  # values that a grid takes of one
+FEW = 100  # numbers of which each is looked at before the first trial
 WAYS = ("values", "uniform", "log_uniform", "range", "log_range")  # to say what a key may be
 COUNTED = ("uniform", "log_uniform", "log_range")  # those of which a grid must be told how many to take
 
@@ -107,12 +108,16 @@ class Axis(Table):
 
     def counted(self) -> tuple[int, ...]:
         """The numbers of a range. Raises ValueError of more than a grid can have."""
-        assert self.range is not None
-        first, last, *step = self.range
-        found = range(first, last + 1, *step)
+        found = self.numbers()
         if len(found) > MOST_CELLS:
             raise ValueError(f"found {len(found):,} numbers; in a grid at most {MOST_CELLS:,} would do")
         return tuple(found)
+
+    def numbers(self) -> Sequence[int]:
+        """Those of a range."""
+        assert self.range is not None
+        first, last, *step = self.range
+        return range(first, last + 1, *step)
 
     def can_be(self, value: Any) -> bool:
         """Whether it may have a value."""
@@ -125,15 +130,17 @@ class Axis(Table):
             return False
         if not ends[0] <= value <= ends[1]:
             return False
-        if self.range is None and self.log_range is None:
-            return True
+        if self.uniform is not None or self.log_uniform is not None:
+            return value in (self.cells() or ())  # of very many numbers it is hardly ever this one
         step = self.range[2] if self.range is not None and len(self.range) == 3 else 1
         return (value - ends[0]) % step == 0
 
     def extremes(self) -> tuple[Any, ...]:
-        """Values that stand for all others: each of an array, both ends of numbers."""
+        """Values that stand for all others: each of an array or of a few numbers, both ends of many."""
         if self.values is not None:
             return self.values
+        if self.range is not None and len(found := self.numbers()) <= FEW:
+            return tuple(found)
         ends = self.uniform or self.log_uniform or self.range or self.log_range
         return () if ends is None else ends[:2]
 

@@ -85,6 +85,10 @@ class Sweep(Table):
             raise Wrong("trials", "required, but missing; trials = 20 would do")
         if self.sampler == "grid" and len(list(islice(self._products(), MOST_CELLS + 1))) > MOST_CELLS:
             raise Wrong("axes", f"a grid of more than {MOST_CELLS:,} trials; fewer values would do")
+        if self.is_grid:
+            ever = {key for settings in self.grid() for key in settings}
+            if never := [key for key in self.axes if key not in ever]:
+                raise Wrong(dotted(("axes", never[0], "when")), "no trial of the grid meets it", is_key=True)
 
     @property
     def all_axes(self) -> Mapping[str, Axis]:
@@ -101,7 +105,7 @@ class Sweep(Table):
         free = [axis for axis in self.all_axes.values() if axis.tied is None]
         if any(axis.values is None and axis.range is None for axis in free):
             return None
-        counts = (len(axis.values or range(axis.extremes()[0], axis.extremes()[1] + 1)) for axis in free)
+        counts = (len(axis.values or axis.numbers()) for axis in free)
         return len(self.grid()) if prod(counts) <= MOST_CELLS else None
 
     def settings(self, choose: Choose) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Job:
         self._values: list[float] = []  # of the seeds that are done
         self._runs: list[str] = []
         self._stops = 0
-        self._is_stopped = self._is_pruned = False
+        self._is_stopped = self._is_pruned = self._is_senseless = False
         self._process: Process | None = None
         self._hold: IO[bytes] | None = None
         self._told: Told | None = None
@@ -61,9 +61,7 @@ class Job:
             step = latest_in(self._told.run / METRICS).step
         except DtrainError:
             step = 0
-        pace = pace_of(self._recipe.train, self._recipe.system, None)
-        value = next(reversed(self._told.values.values()), None)
-        return step, None if pace is None else pace.total, value
+        return step, self._total, next(reversed(self._told.values.values()), None)
 
     def poll(self) -> None:
         """Begin what is next, hear what was told, and see whether a run has ended."""
@@ -87,6 +85,12 @@ class Job:
     @property
     def _recipe(self) -> Recipe:
         return self._recipes[min(len(self._values), len(self._recipes) - 1)]
+
+    @property
+    def _total(self) -> int | None:
+        """How many steps the run at hand has, where that is known."""
+        pace = pace_of(self._recipe.train, self._recipe.system, self._setup.examples)
+        return None if pace is None else pace.total
 
     def _begin(self) -> bool:
         """Start the run of the next seed, or take what is there; False while another process trains it."""
@@ -140,10 +144,14 @@ class Job:
         for step, value in self._told.news():
             if self._values or self._is_pruned or math.isnan(value):
                 continue
-            if self.trial.report(step, value):
+            total = self._total
+            if self.trial.report(step, value, is_last=total is not None and step >= total):
                 self._is_pruned = True
                 if self._process is not None:
                     self._process.stop()
+        if self._process is not None and not self._is_senseless and self._told.lacks() is not None:
+            self._is_senseless = True
+            self._process.stop()
 
     def _end(self, status: int) -> None:
         process, self._process = self._process, None
@@ -153,7 +161,7 @@ class Job:
         if self._is_pruned:
             self.trial.prune()
             self.is_over = True
-        elif status == 0:
+        elif status == 0 or self._is_senseless:
             self._count()
         elif self._is_stopped:
             self._leave()
@@ -193,7 +201,8 @@ class Job:
         """Take the value of a run that has come to its end, and go on with the next seed."""
         found = {} if self._told is None else self._told.values
         if not found:
-            return self._fail(f"its run told nothing of {self._setup.metric}")
+            lacks = None if self._told is None else self._told.lacks()
+            return self._fail(lacks or f"its run told nothing of {self._setup.metric}")
         if self._setup.sweep.value == "best":
             found = {step: value for step, value in found.items() if not math.isnan(value)} or found
         best = {"max": max, "min": min}[self._setup.mode]
@@ -209,6 +218,10 @@ class Job:
             self._leave()
 
     def _fail(self, cause: str) -> None:
+        """Tell why no value comes of the trial, and of several seeds which it was."""
+        if len(self._recipes) > 1:
+            cause = f"seed {self._recipe.seed}: {cause}"
+            self.trial.note("values", self._values)
         self.trial.fail(cause)
         self.is_over = True
 

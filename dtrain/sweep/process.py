@@ -11,8 +11,8 @@ from pathlib import Path
 
 from dtrain.checkpoint.folders import recipe_of
 from dtrain.errors import DtrainError
-from dtrain.format.metrics import METRICS, line_of
-from dtrain.spec.words import visible
+from dtrain.format.metrics import EVALUATED, METRICS, line_of
+from dtrain.spec.words import either, nearest, show, visible
 
 LONGEST = 500  # characters of a cause
 PYTHON = (sys.executable, "-m")
@@ -38,9 +38,13 @@ class Launch:
 
         try:
             found = yaml.safe_load(self.config.read_text())
-            return int(found.get("num_processes") or 1)
-        except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise DtrainError(f"--config {self.config} cannot be read: {error}") from None
+        try:
+            return int(found.get("num_processes") or 1)
+        except (ValueError, AttributeError, TypeError):
+            said = "is no file of `accelerate config`; launch/cpu-2.yaml is one"
+            raise DtrainError(f"--config {self.config} {said}") from None
 
     def command(self, recipe: Path) -> list[str]:
         """What is executed for a recipe's file."""
@@ -115,6 +119,7 @@ class Told:
     run: Path
     metric: str
     values: dict[int, float] = field(default_factory=dict)
+    _evaluated: dict[str, None] = field(default_factory=dict)  # the names of what an evaluation told
     _read: int = 0  # bytes of whole lines
 
     def news(self) -> Iterator[tuple[int, float]]:
@@ -131,9 +136,18 @@ class Told:
             return
         self._read += len(whole) + bool(whole)
         for line in lines:
+            self._evaluated |= dict.fromkeys(name for name in line.numbers if name.startswith(EVALUATED))
             if self.metric in line.numbers and line.step not in self.values:
                 self.values[line.step] = line.numbers[self.metric]
                 yield line.step, line.numbers[self.metric]
+
+    def lacks(self) -> str | None:
+        """What is wrong if an evaluation told of much, but not of the metric; None where nothing is."""
+        if self.values or not self._evaluated or not self.metric.startswith(EVALUATED):
+            return None
+        near = nearest(self.metric, self._evaluated)
+        hint = "" if near is None else f"; did you mean {show(near)}?"
+        return f"its evaluation tells {either(self._evaluated)}, not {self.metric}{hint}"
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from optuna.importance import get_param_importances
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from plotly.offline import get_plotlyjs
 
 from dtrain.errors import DtrainError
@@ -22,7 +22,9 @@ from dtrain.sweep.study import Record, Study
 
 REPORT = "report.html"
 PAGE = Path(__file__).with_name("report_page.html")
-LAYOUT = {"margin": {"l": 70, "r": 30, "t": 50, "b": 50}, "height": 440, "template": "plotly_white"}
+LAYOUT = {"margin": {"l": 110, "r": 60, "t": 50, "b": 50}, "height": 440, "template": "plotly_white"}
+LONGEST = 16  # characters of a value beside an axis
+TOP = 4  # trials of which the best are at least, whose values importance compares with those of all
 FEW = 8  # values of an axis that are each named
 TO_SCRIPT = {"displaylogo": False, "responsive": True}  # of plotly.js
 
@@ -72,13 +74,13 @@ def _summary(setup: Setup, study: Study, records: Sequence[Record]) -> str:
 def _table(setup: Setup, records: Sequence[Record]) -> str:
     keys = list(setup.sweep.axes)
     names = short(keys)
-    heads = ["trial", *(names[key] for key in keys), "state", "step", setup.metric, "run"]
+    heads = ["trial", setup.metric, *(names[key] for key in keys), "state", "step", "run"]
     rows = []
     for record in ranked(records, setup.mode):
         step = max(record.curve, default=None)
         value = record.value if record.value is not None or step is None else record.curve[step]
-        cells: list[Any] = [record.number, *(record.settings.get(key) for key in keys)]
-        cells += [record.state, step, value]
+        cells: list[Any] = [record.number, value, *(record.settings.get(key) for key in keys)]
+        cells += [record.state, step]
         told = [_cell(cell) for cell in cells]
         told.append(_cell(record.cause or ", ".join(record.runs)))
         rows.append(f'<tr class="{record.state.replace(" ", "-")}">{"".join(told)}</tr>')
@@ -114,7 +116,12 @@ def _coordinates(setup: Setup, done: Sequence[Record]) -> go.Figure:
     names = short(list(setup.sweep.axes))
     values = [record.value for record in done]
     dimensions = [
-        _dimension(names[key], [record.settings.get(key) for record in done]) for key in setup.sweep.axes
+        _dimension(
+            names[key],
+            [record.settings.get(key) for record in done],
+            is_log=axis.log_uniform is not None or axis.log_range is not None,
+        )
+        for key, axis in setup.sweep.all_axes.items()
     ]
     line = {"color": values, "colorscale": "Viridis", "showscale": True, "reversescale": setup.mode == "min"}
     return go.Figure(
@@ -122,15 +129,20 @@ def _coordinates(setup: Setup, done: Sequence[Record]) -> go.Figure:
     )
 
 
-def _dimension(label: str, values: Sequence[Any]) -> Mapping[str, Any]:
-    """An axis of numbers, by their logarithm where they span more than a factor of 20; or of words."""
+def _dimension(label: str, values: Sequence[Any], *, is_log: bool) -> Mapping[str, Any]:
+    """An axis of numbers, by their logarithm where they are so drawn or span a factor of 20; or of words."""
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
     if len(numbers) < len(values):
         known = [*sorted(set(numbers)), *(v for v in values if v is not None and v not in numbers)]
         words = list(dict.fromkeys(["-"] * (None in values) + [brief(value) for value in known]))
         places = [words.index("-" if value is None else brief(value)) for value in values]
-        return {"label": label, "values": places, "tickvals": list(range(len(words))), "ticktext": words}
-    is_wide = min(numbers) > 0 and max(numbers) / min(numbers) > 20
+        return {
+            "label": label,
+            "values": places,
+            "tickvals": list(range(len(words))),
+            "ticktext": list(map(_tick, words)),
+        }
+    is_wide = min(numbers) > 0 and (is_log or max(numbers) / min(numbers) > 20)
     shown: list[float] = sorted({*numbers})
     if len(shown) > FEW:
         if not is_wide:
@@ -143,12 +155,18 @@ def _dimension(label: str, values: Sequence[Any]) -> Mapping[str, Any]:
     return {"label": label, "values": list(map(place, numbers)), **ticks}
 
 
+def _tick(word: str) -> str:
+    """What fits between two axes."""
+    return word if len(word) <= LONGEST else f"{word[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
 def _importances(study: Study, done: Sequence[Record]) -> Mapping[str, float]:
     """How much of the difference each axis makes, by PED-ANOVA; nothing where that cannot be said."""
-    if len(done) < 4 or len({record.value for record in done}) < 2:
+    if len(done) < 2 * TOP or len({record.value for record in done}) < 2:
         return {}
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=max(0.1, TOP / len(done)))
     try:
-        return get_param_importances(study.optuna)
+        return get_param_importances(study.optuna, evaluator=evaluator)
     except (ValueError, RuntimeError, ArithmeticError):
         return {}
 

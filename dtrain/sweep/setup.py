@@ -41,6 +41,7 @@ class Setup:
     launch: Launch
     devices: Sequence[Sequence[str]]  # of each slot; empty where all see all
     steps: int | None  # of a trial, as far as can be told before it is trained
+    examples: int | None  # of the data, where that is known
 
     @property
     def name(self) -> str:
@@ -83,13 +84,14 @@ def open_setup(document: Document, launch: Launch, devices: Sequence[Sequence[st
         raise located(resolved, errors)
     processes = launch.processes
     data = check_data(base, resolved, processes)
+    examples = None if data is None else data.count
     check_trials(document, base.sweep, processes=processes)
     metric, mode = compared_by(base)
-    pace = pace_of(base.train, base.system, None if data is None else data.count)
+    pace = pace_of(base.train, base.system, examples)
     steps = None if pace is None else pace.total
     if error := _idle_pruner(base.sweep.prune, steps):
         raise located(resolved, [error])
-    return Setup(document, base, base.sweep, metric, mode, launch, devices, steps)
+    return Setup(document, base, base.sweep, metric, mode, launch, devices, steps, examples)
 
 
 def _idle_pruner(prune: Pruner | None, steps: int | None) -> RecipeError | None:
@@ -127,6 +129,16 @@ def grouped(devices: Sequence[str], parallel: int) -> list[list[str]]:
         raise DtrainError(f"{said}; --parallel {_divisor(len(devices), parallel)} would do")
     each = len(devices) // parallel
     return [list(devices[slot * each : (slot + 1) * each]) for slot in range(parallel)]
+
+
+def check_devices(devices: Sequence[str]) -> None:
+    """Raise DtrainError for a GPU by number that this machine has not."""
+    import torch
+
+    there = torch.cuda.device_count()
+    if missing := [name for name in devices if name.isdigit() and int(name) >= there]:
+        said = f"one of {', '.join(map(str, range(there)))} would do" if there else "leave it out"
+        raise DtrainError(f"--devices {missing[0]}: there is no such GPU here; {said}")
 
 
 def _divisor(count: int, near: int) -> int:

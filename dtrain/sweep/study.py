@@ -161,8 +161,8 @@ class Trial:
         if self._trial.user_attrs.get(name) != value:
             self._trial.set_user_attr(name, value)
 
-    def report(self, step: int, value: float) -> bool:
-        """Keep what was measured at a step; whether the trial is to end there.
+    def report(self, step: int, value: float, *, is_last: bool) -> bool:
+        """Keep what was measured at a step; whether the trial is to end there, unless it does so anyway.
 
         That is decided once: a pruner may not say so again, to whom asks after a kill, or what came since.
         """
@@ -171,7 +171,7 @@ class Trial:
             self._trial.report(value, step)
         elif step < self._last or PRUNED in self._trial.user_attrs:
             return bool(self._trial.user_attrs.get(PRUNED) == step)
-        if is_over := self._trial.should_prune():
+        if is_over := not is_last and self._trial.should_prune():
             self.note(PRUNED, step)
         return is_over
 

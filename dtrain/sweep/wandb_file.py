@@ -1,5 +1,6 @@
 """The same sweep for W&B, whose agent then starts `dtrain run` with a trial's values."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -13,6 +14,7 @@ from dtrain.spec.sweep import Hyperband, Median, Sweep
 from dtrain.spec.words import dotted, written
 from dtrain.sweep.setup import Setup
 
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")  # as the schema of W&B's sweeps has it
 METHODS = {"grid": "grid", "random": "random", "tpe": "bayes"}
 
 
@@ -33,12 +35,15 @@ def wandb_file(setup: Setup, said: Sequence[str]) -> str:
     if "wandb" not in setup.base.track.kinds:
         _refuse("track.kinds", 'its agents would tell W&B nothing; "wandb" belongs here, too')
     parameters = {_key(setup, key): _parameter(key, axis, sweep) for key, axis in sweep.all_axes.items()}
+    config = setup.launch.config
+    launched = ["accelerate", "launch", "--config_file", str(config), "-m", "dtrain"]
+    started = ["dtrain"] if config is None else launched
     table: dict[str, Any] = {
         "name": setup.name,
         "method": METHODS[sweep.sampler],
         "metric": {"name": setup.metric, "goal": {"max": "maximize", "min": "minimize"}[setup.mode]},
         "parameters": parameters,
-        "command": ["${env}", "dtrain", "run", *said, "${args_no_hyphens}"],
+        "command": ["${env}", *started, "run", *said, "${args_no_hyphens}"],
         "project": setup.base.track.project,
     }
     if sweep.trials is not None:
@@ -58,7 +63,11 @@ def _key(setup: Setup, key: str) -> str:
         _refuse(
             dotted(("sweep", "axes", key)), f"W&B has no axes of {len(more) + 1} keys; one of each would do"
         )
-    return dotted(first)
+    key_there = ".".join(map(str, first))  # dtrain takes layers.0, and W&B no brackets
+    if not NAME.fullmatch(key_there):
+        said = "W&B's names are of letters, digits, points and hyphens; one of hyperparameters would do"
+        _refuse(dotted(("sweep", "axes", key)), said)
+    return key_there
 
 
 def _parameter(key: str, axis: Axis, sweep: Sweep) -> Mapping[str, Any]:
