@@ -13,7 +13,7 @@ from dtrain.checkpoint.tensor_files import bytes_of
 from dtrain.checkpoint.write import Content
 from dtrain.engines.base import Engine
 from dtrain.events import Stepped
-from dtrain.format.checkpoints import glance_at
+from dtrain.format.checkpoints import glance_at, read_recipe
 from dtrain.format.files import RECIPE, hash_of
 from dtrain.format.lines import whole_lines
 from dtrain.loop import LOOK, refresh, train
@@ -72,7 +72,7 @@ def claim_of(checkpoint: Checkpoint) -> Claim:
         if step in record.saved and (names := differing(record.saved[step], hashes))
     }
     saved = {**record.saved, **found, **own}
-    recipe = (run / RECIPE).read_text(encoding="utf-8") if (run / RECIPE).is_file() else ""
+    recipe = read_recipe(run) if (run / RECIPE).is_file() else ""
     return Claim(checkpoint, saved, record, altered, _logged(run / "metrics.jsonl"), recipe)
 
 
@@ -108,8 +108,8 @@ def reproduce(run: Run, claim: Claim, until: int) -> Iterator[Compared]:
             run.recorder.flush()
             found = run.engine.share(None if comparison is None else comparison.found)
             if found is not None:
-                at, names, count = found
-                yield Compared(at, "digests", count, in_turn(run, names), equal_until=at - 1)
+                at, names, count, before = found
+                yield Compared(at, "digests", count, in_turn(run, names), equal_until=before)
                 return
         is_compared = is_saved or claim.has_digests
         if not is_compared and (names := _otherwise_logged(event, claim)):
@@ -146,7 +146,8 @@ class Comparison:
     def __init__(self, claim: Claim):
         self._recorded = iter(()) if claim.record is None else claim.record.digests()
         self._next = next(self._recorded, None)
-        self.found: tuple[int, tuple[str, ...], int] | None = None  # step, names, of how many
+        self._same_at = 0  # the last step that was compared
+        self.found: tuple[int, tuple[str, ...], int, int] | None = None  # step, names, of how many, same at
 
     def noted(self, noted: Noted) -> None:
         """Compare a step; one of which nothing was recorded is left out."""
@@ -155,7 +156,8 @@ class Comparison:
         if self.found is not None or self._next is None or self._next.step != noted.step:
             return
         if names := differing(noted.digests, self._next.digests):
-            self.found = noted.step, names, len(noted.digests)
+            self.found = noted.step, names, len(noted.digests), self._same_at
+        self._same_at = noted.step
 
     def saved(self, step: int, checkpoint: Path) -> None:
         """Nothing is saved."""

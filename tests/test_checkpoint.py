@@ -273,6 +273,52 @@ def test_the_checkpoint_of_another_recipe_is_refused(
         assert listing(checkpoint) == before
 
 
+def test_a_folder_that_was_renamed_is_refused_everywhere(
+    checkpoint: Path, gan: Path, dtrain_here: Here
+) -> None:
+    renamed = checkpoint.rename(checkpoint.with_name("step-00000007"))
+    runs = renamed.parents[3]
+    for command in (
+        ["run", gan, "--runs", runs, "--once"],
+        ["inspect", renamed],
+        ["verify", renamed],
+        ["evaluate", renamed],
+    ):
+        said = dtrain_here(*command)
+        assert said.code == 2, command
+        assert "and its folder is of another" in said.out + said.errors, command
+    with pytest.raises(CheckpointError, match="its folder is of another"):
+        dtrain.load_models(renamed)
+
+
+def test_a_checkpoint_of_another_run_is_not_carried_on(gan: Path, tmp_path: Path, dtrain_here: Here) -> None:
+    for runs, seed in (("own", 0), ("other", 7)):
+        assert dtrain_here("run", gan, "--runs", tmp_path / runs, f"seed={seed}").code == 0
+    own, other = (checkpoints_in(only_run(tmp_path / runs))[-1] for runs in ("own", "other"))
+    shutil.rmtree(own)
+    shutil.copytree(other, own)
+    said = dtrain_here("run", gan, "--runs", tmp_path / "own", "--once", "seed=0")
+    assert said.code == 2
+    assert f"{own} is of another recipe than its run" in said.errors
+
+
+@pytest.mark.parametrize(("before", "after"), [("fp32", "fp64"), ("fp64", "fp32")])
+def test_another_precision_takes_up_the_state_of_optimizers(
+    gan: Path, tmp_path: Path, dtrain_here: Here, before: str, after: str
+) -> None:
+    assert dtrain_here("run", gan, "--runs", tmp_path / "runs", f"train.precision={before}").code == 0
+    more = ["train.steps=12", f"train.precision={after}", "--resume", only_run(tmp_path / "runs")]
+    said = dtrain_here("run", gan, "--runs", tmp_path / "more", *more)
+    assert said.code == 0, said.errors
+    kinds = {tensor.dtype for tensor in load_optimizers(only_run(tmp_path / "more")).values() if tensor.dim()}
+    assert kinds == {getattr(torch, {"fp32": "float32", "fp64": "float64"}[after])}
+
+
+def load_optimizers(run: Path) -> dict[str, torch.Tensor]:
+    (file,) = checkpoints_in(run)[-1].glob("optimizers-*.safetensors")
+    return safetensors.torch.load_file(file)
+
+
 def test_a_mistake_that_one_rank_finds_is_said_once_on_two(gan: Path, tmp_path: Path) -> None:
     run = cut_off(gan, tmp_path / "runs", 2)
     file = file_of(checkpoints_in(run)[-1], "optimizers")

@@ -71,6 +71,15 @@ def test_files_are_merged_into_one_under_plain_names(
     )
 
 
+def test_nothing_of_a_run_is_overwritten(run: Path, tmp_path: Path, dtrain_here: Here) -> None:
+    checkpoint = checkpoints_in(run)[-1]
+    file = next(checkpoints_in(run)[0].glob("models-*.safetensors"))
+    refused(dtrain_here("convert", run, file, "--model", "generator", "--force"), "a part of the checkpoint")
+    taken = checkpoint.with_name("step-00000040")
+    refused(dtrain_here("convert", run, taken, "--model", "generator"), "taken for a checkpoint")
+    assert dtrain_here("verify", run).code == 0
+
+
 def test_a_model_without_an_average_has_its_own_weights(run: Path, tmp_path: Path, dtrain_here: Here) -> None:
     out = tmp_path / "d.safetensors"
     assert dtrain_here("convert", run, out, "--model", "discriminator").code == 0

@@ -282,9 +282,15 @@ def test_what_is_fetched_is_kept_until_it_is_another(copied: tuple[Path, Remote]
     before = file.stat().st_ino
     assert fetched(url) == path
     assert file.stat().st_ino == before
-    store.send_checkpoint(checkpoints_in(run)[0], place("", 4))  # another under the same name
+    other = shutil.copytree(checkpoints_in(run)[-1], tmp_path / "step-00000004")
+    table = json.loads((other / "manifest.json").read_bytes())
+    del table["checksum"]
+    table["environment"]["host"] = "another"
+    (other / "manifest.json").write_bytes(sealed(table))
+    store.send_checkpoint(other, place("", 4))  # another under the same name
     fetched(url)
-    assert file.read_bytes() == (checkpoints_in(run)[0] / "state.json").read_bytes()
+    manifest = file.with_name("manifest.json")
+    assert manifest.read_bytes() == (other / "manifest.json").read_bytes()
     store.remove(place("", 4))
     assert [each.name for each in checkpoints_in(fetched(url))] == ["step-00000003"]
     record = dtrain.load_run(url)

@@ -133,6 +133,51 @@ def first_step_with(run: Path, recipe: Path, example: int) -> int:
     raise AssertionError(example)
 
 
+def altered_line(word: str, old: str, new: str) -> Callable[[str], str]:
+    """What changes the first line that has a word."""
+
+    def change(text: str) -> str:
+        line = next(line for line in text.splitlines(keepends=True) if f'"{word}"' in line)
+        assert old in line
+        return text.replace(line, line.replace(old, new, 1))
+
+    return change
+
+
+DAMAGES = {  # of the record
+    "a step that comes before": altered_line("digests", '"step": 1', '"step": 9'),
+    "a digit that is none": lambda text: text.replace('"digests": "', '"digests": "g', 1),
+    "no names": lambda text: "".join(x for x in text.splitlines(keepends=True) if '"names"' not in x),
+    "digests that are a number": lambda text: text.replace('"digests": "', '"digests": 7, "x": "', 1),
+    "names that are a number": lambda text: text.replace('"names": [', '"names": 3, "x": [', 1),
+    "a life that is a list": lambda text: text.replace('"life": {', '"life": [1], "x": {', 1),
+    "a step that is a fraction": lambda text: text.replace('"step": 1,', '"step": 1e400,', 1),
+    "a step twice": lambda text: text + text.splitlines(keepends=True)[-1],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_record_that_was_altered_is_refused_at_its_line(run: Path, dtrain_here: Here, damage: str) -> None:
+    record = run / "record.jsonl"
+    kept = [line for line in record.read_text().splitlines(keepends=True) if '"saved"' not in line]
+    record.write_text(DAMAGES[damage]("".join(kept)))
+    said = dtrain_here("reproduce", run)
+    assert (said.code, said.out) == (2, "")
+    assert f"dtrain: {record}:" in said.errors
+    assert said.errors.count("\n") == 1
+
+
+def test_what_was_not_compared_is_not_said_to_be_the_same(run: Path, dtrain_here: Here) -> None:
+    record = run / "record.jsonl"
+    lines = record.read_text().splitlines(keepends=True)
+    own = {json.loads(line)["step"]: line for line in lines if '"digests"' in line}
+    broken = json.dumps({**json.loads(own[5]), "digests": "0" * len(json.loads(own[5])["digests"])}) + "\n"
+    record.write_text("".join(broken if x == own[5] else x for x in lines if x not in (own[2], own[4])))
+    said = dtrain_here("reproduce", run)
+    assert named(said)[0] == 5
+    assert "the same to the bit until step 3\n" in said.out
+
+
 @pytest.mark.parametrize("example", [0, 7, 13, 19])
 def test_one_bit_of_the_data_is_found_at_its_step(
     run: Path, proved: Path, dtrain_here: Here, example: int

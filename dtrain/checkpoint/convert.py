@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from dtrain.errors import CheckpointError
-from dtrain.format.checkpoints import Checkpoint
+from dtrain.format.checkpoints import NAME, Checkpoint
 from dtrain.format.files import MANIFEST, canonical, in_groups, shard_name, sync
 from dtrain.format.runs import whole_number
 from dtrain.format.safetensors_header import BYTES, Stored, header_bytes, read_header
@@ -156,7 +156,11 @@ def appearing(out: Path, *, force: bool) -> Iterator[Path]:
 
 def _check_free(out: Path, force: bool) -> None:
     """Raise CheckpointError if something is there that is not to be replaced."""
+    if whole := next((each for each in out.absolute().parents if (each / MANIFEST).is_file()), None):
+        raise CheckpointError(f"{out} would be a part of the checkpoint {whole}; another name would do")
     if not os.path.lexists(out):
+        if out.absolute().parent.name == "checkpoints" and NAME.fullmatch(out.name):
+            raise CheckpointError(f"{out} would be taken for a checkpoint of its run; another name would do")
         return
     if not force:
         raise CheckpointError(f"{out} is there already; --force replaces it, or another name would do")

@@ -16,7 +16,7 @@ from dtrain.checkpoint.lease import TOKEN
 from dtrain.checkpoint.origin import note_of, noted
 from dtrain.checkpoint.read import checkpoints_in, step_of
 from dtrain.errors import CheckpointError
-from dtrain.format.checkpoints import read_recipe
+from dtrain.format.checkpoints import glance_at, read_recipe
 from dtrain.format.files import ORIGIN, PARTIAL, RECIPE, UNSENT, sync, write_synced
 from dtrain.format.locks import lock, remove_unused, try_lock
 from dtrain.format.runs import checkpoint_at, ended_early
@@ -68,6 +68,11 @@ def choose(
             is_cut_off = newest is None or (step_of(newest) < last_step and not ended_early(newest))
             if is_cut_off or once or (run / UNSENT).exists():
                 with found:
+                    if newest is not None and _recipe_inside(newest) not in (None, recipe):
+                        said = (
+                            "is of another recipe than its run, and was put there; without it the run goes on"
+                        )
+                        raise CheckpointError(f"{newest} {said}")
                     place = Place(_swept(run), noted(run) if newest is None else newest.absolute())
                     return place, found.pop_all()
             found.close()
@@ -79,6 +84,14 @@ def recipe_of(run: Path) -> str | None:
     """The resolved recipe of a run; None where it cannot be read."""
     try:
         return read_recipe(run)
+    except CheckpointError:
+        return None
+
+
+def _recipe_inside(checkpoint: Path) -> str | None:
+    """The recipe of a checkpoint; None of a damaged one, of which whoever opens it says more."""
+    try:
+        return glance_at(checkpoint).recipe
     except CheckpointError:
         return None
 

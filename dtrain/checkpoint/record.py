@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from dtrain.engines.base import Engine
 from dtrain.engines.digests import numbers_of
-from dtrain.errors import DtrainError
+from dtrain.errors import CheckpointError, DtrainError
 from dtrain.format.checkpoints import glance_at
 from dtrain.format.files import RECORD
 from dtrain.format.lines import drop_later, whole_lines
@@ -87,7 +87,7 @@ class RecordFile:
         self._writing = Lock()
         try:
             drop_later(self._path, step)
-            self._file = self._path.open("a", encoding="utf-8")
+            self._file = self._path.open("ab", buffering=0)  # so that closing has nothing left to write
         except OSError as error:
             raise self._unwritable(error) from None
         self._write({"step": step, "life": life})
@@ -105,11 +105,11 @@ class RecordFile:
         self._write({"step": step, "saved": dict(glance_at(checkpoint).manifest["tensors"])})
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        text = json.dumps(line) + "\n"
+        left = memoryview(json.dumps(line).encode() + b"\n")
         try:
             with self._writing:
-                self._file.write(text)
-                self._file.flush()
+                while left:
+                    left = left[self._file.write(left) :]
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -136,21 +136,45 @@ class Record:
     def digests(self) -> Iterator[Noted]:
         """Those of each step, in order."""
         names: list[str] = []
-        for _, line in whole_lines(self.path) if self.path.is_file() else ():
-            names = line.get("names", names)
-            if "digests" in line:
-                text = line["digests"]
-                numbers = (int(text[at : at + DIGITS], 16) for at in range(0, len(text), DIGITS))
-                yield Noted(line["step"], dict(zip(names, numbers, strict=True)))
+        last = 0
+        for number, (_, line) in enumerate(whole_lines(self.path) if self.path.is_file() else (), start=1):
+            try:
+                names = _strings(line.get("names", names))
+                if "digests" not in line:
+                    continue
+                text, step = line["digests"], line["step"]
+                values = [int(text[at : at + DIGITS], 16) for at in range(0, len(text), DIGITS)]
+                if step <= last or len(text) != DIGITS * len(names):
+                    raise ValueError("steps rise, and each tensor has a digest")
+            except (TypeError, ValueError):
+                raise _damaged(self.path, number) from None
+            yield Noted(step, dict(zip(names, values, strict=True)))
+            last = step
 
 
 def read_record(run: Path) -> Record:
-    """The record of a run. Raises DtrainError for a line that cannot be read."""
+    """The record of a run. Raises DtrainError for a line that cannot be one of it."""
     path = run / RECORD
     lives, saved = [], {}
-    for _, line in whole_lines(path) if path.is_file() else ():
+    for number, (_, line) in enumerate(whole_lines(path) if path.is_file() else (), start=1):
+        if not isinstance(line.get("life", {}), dict) or not isinstance(line.get("saved", {}), dict):
+            raise _damaged(path, number)
         if "life" in line:
             lives.append((line["step"], line["life"]))
         if "saved" in line:
             saved[line["step"]] = line["saved"]
-    return Record(path, tuple(lives), saved)
+    record = Record(path, tuple(lives), saved)
+    for _ in record.digests():  # damage is told before anything is trained
+        pass
+    return record
+
+
+def _strings(names: Any) -> list[str]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError("names are strings")
+    return names
+
+
+def _damaged(path: Path, number: int) -> CheckpointError:
+    said = "was altered, no run writes this; without this file, checkpoints and metrics are compared"
+    return CheckpointError(f"{path}:{number}: {said}")

@@ -71,15 +71,28 @@ def check_fits(checkpoint: Checkpoint, recipe: Recipe) -> None:
 
     Whoever can write a manifest can write any tensors, too: of shapes and types that no optimizer expects.
     """
+    if said := _uncounted(checkpoint.state, recipe):
+        raise CheckpointError(f"{checkpoint.path / STATE} {said}")
     numbers = checkpoint.state.get("optimizers", {}).get("numbers", {})
     parts = by_part(headers_of(checkpoint.path, checkpoint.manifest))
     for part, _, said in misfits(recipe, parts, numbers):
         raise CheckpointError(f"{checkpoint.path}: {part} do not fit the recipe: {said}")
 
 
+def _uncounted(state: Mapping[str, Any], recipe: Recipe) -> str | None:
+    """What is wrong where it is not said of each average how many updates are in it."""
+    counts = state.get("averages")  # older checkpoints have none
+    if counts is None or set(counts) == set(recipe.averages):
+        return None
+    said, wanted = (", ".join(names) or "none" for names in (counts, recipe.averages))
+    return f"counts averages of {said}, but the recipe's are of {wanted}"
+
+
 def _misfits(found: Looked, recipe: Recipe) -> Iterator[Problem]:
     """Where the tensors are not those of the recipe; of parts that could not be read nothing is said."""
     state: Mapping[str, Any] = found.state or {}
+    if said := _uncounted(state, recipe):
+        yield Problem(STATE, "", f"{found.path / STATE} {said}")
     numbers = state.get("optimizers", {}).get("numbers", {})
     for part, name, said in misfits(recipe, found.parts, numbers):
         own = (file for file, tensors in found.headers.items() if part_of(file) == part and name in tensors)

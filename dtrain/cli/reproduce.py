@@ -160,9 +160,9 @@ def _of_difference(run: "Run", claim: "Claim", found: "Compared") -> Iterator[st
     yield f"DIFFERS: the first difference is after step {found.step}, in {many}"
     if found.by == "hashes" and claim.has_digests:
         yield f"after step {found.step} the run was as it is here: that checkpoint was changed later"
-    elif found.by == "digests":
+    elif found.by == "digests" and found.equal_until:
         yield f"before it, all is the same to the bit until step {found.equal_until}"
-    else:
+    elif found.by != "digests":
         until = f"until step {found.equal_until} all that was recorded is the same"
         yield f"{until}; with train.deterministic = true the state after each step is"
     if not any(_surroundings(run, claim, found.step)):  # else it was said before

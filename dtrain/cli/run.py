@@ -183,10 +183,15 @@ def _passed_over(folder: Path) -> Iterator[str]:
         return
     try:
         known = standing(before)
-        first, second = (tomli.loads((run / RECIPE).read_text(encoding="utf-8")) for run in (before, folder))
-    except (DtrainError, OSError, ValueError, RecursionError):  # it is not this run's business
+    except DtrainError:  # it is not this run's business
         return
     if known.state != "cut off":
+        return
+    try:
+        first, second = (tomli.loads((run / RECIPE).read_text(encoding="utf-8")) for run in (before, folder))
+    except (OSError, ValueError, RecursionError):
+        said = "its recipe.toml cannot be read; its checkpoints have it, too"
+        yield f"beginning anew: {_short(before)} was cut off at step {known.step}, and {said}"
         return
     first.pop("hyperparameters", None)  # whose values stand where they are referred to
     second.pop("hyperparameters", None)

@@ -62,6 +62,7 @@ def checkpoints_of(path: Path) -> Iterator[tuple[Path | str, Path]]:
 
         yield from each_fetched(where)
         return
+    path = where
     if is_checkpoint(path):
         inside = [path]
     else:

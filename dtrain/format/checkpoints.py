@@ -80,6 +80,11 @@ def glance_at(path: Path) -> Checkpoint:
 
 def _read(path: Path, only: tuple[str, ...] | None) -> Checkpoint:
     manifest = read_manifest(path)
+    own = path.absolute()
+    if NAME.fullmatch(own.name) and manifest["step"] != step_of(own):
+        raise CheckpointError(
+            f"{path / MANIFEST} is of step {manifest['step']}, and its folder is of another"
+        )
     for name in manifest["files"]:
         if only is None or name in only:
             check_file(path, name, manifest)
@@ -137,7 +142,9 @@ def check_file(path: Path, name: str, manifest: Mapping[str, Any]) -> None:
     """Raise CheckpointError unless a file has the size and the hash that the manifest lists."""
     file, entry = path / name, manifest["files"][name]
     try:
-        if file.is_symlink() or not file.is_file():
+        if file.is_symlink():
+            raise CheckpointError(f"{file} is a link, and not a file of this checkpoint")
+        if not file.is_file():
             raise CheckpointError(f"{file} is missing, or not a file of this checkpoint")
         found = file.stat().st_size
     except OSError as error:

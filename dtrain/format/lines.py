@@ -20,7 +20,8 @@ def whole_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
                 return
             try:
                 values = json.loads(raw)
-                int(values["step"])
+                if type(values["step"]) is not int or values["step"] < 0:
+                    raise ValueError("no step")
             except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
                 message = f"{path}:{number}: not a JSON object with a step; mend or delete the line"
                 raise DtrainError(message) from error

@@ -24,7 +24,7 @@ REPORT = "report.html"
 PAGE = Path(__file__).with_name("report_page.html")
 LAYOUT = {"margin": {"l": 110, "r": 60, "t": 50, "b": 50}, "height": 440, "template": "plotly_white"}
 LONGEST = 16  # characters of a value beside an axis
-TOP = 4  # trials of which the best are at least, whose values importance compares with those of all
+TOP = 4  # of the best trials importance compares so many, or a tenth, with all; of few trials half
 FEW = 8  # values of an axis that are each named
 TO_SCRIPT = {"displaylogo": False, "responsive": True}  # of plotly.js
 
@@ -104,7 +104,7 @@ def _figures(setup: Setup, study: Study, records: Sequence[Record]) -> Iterator[
     if done and setup.sweep.axes:
         yield "Parallel coordinates", _coordinates(setup, done)
     if setup.sweep.axes and (found := _importances(study, done)):
-        yield "Importance of each axis", _bars(found)
+        yield f"Importance of each axis, by {len(done)} finished trials", _bars(found)
     if any(record.curve for record in records):
         yield f"Curves{' of the first seed' * (setup.sweep.seeds > 1)}", _curves(setup, records)
     if done:
@@ -162,9 +162,9 @@ def _tick(word: str) -> str:
 
 def _importances(study: Study, done: Sequence[Record]) -> Mapping[str, float]:
     """How much of the difference each axis makes, by PED-ANOVA; nothing where that cannot be said."""
-    if len(done) < 2 * TOP or len({record.value for record in done}) < 2:
+    if len(done) < 4 or len({record.value for record in done}) < 2:
         return {}
-    evaluator = PedAnovaImportanceEvaluator(target_quantile=max(0.1, TOP / len(done)))
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=max(0.1, min(0.5, TOP / len(done))))
     try:
         return get_param_importances(study.optuna, evaluator=evaluator)
     except (ValueError, RuntimeError, ArithmeticError):
