@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -335,3 +337,16 @@ def reseal(checkpoint: Path, tensors: dict[str, str] | None = None) -> None:
         file = checkpoint / name
         manifest["files"][name] = {"size": file.stat().st_size, "hash": digest_of(file, FORMAT)}
     (checkpoint / "manifest.json").write_bytes(sealed(manifest))
+
+
+def test_a_record_for_which_there_is_no_place_ends_the_run_in_one_line(proved: Path, tmp_path: Path) -> None:
+    limit = (
+        "import resource as r, sys; r.setrlimit(r.RLIMIT_FSIZE, (4000, 4000)); from dtrain.cli.app import "
+    )
+    words = ["run", str(proved), "--runs", str(tmp_path / "runs"), "train.steps=60", "every.save=0"]
+    found = subprocess.run(
+        [sys.executable, "-c", limit + f"main; sys.exit(main({words!r}))"], capture_output=True, text=True
+    )
+    assert found.returncode == 2, found.stderr
+    assert [line for line in found.stderr.splitlines() if "record.jsonl: cannot be written" in line]
+    assert "Traceback" not in found.stderr
