@@ -297,21 +297,37 @@ def test_a_checkpoint_of_another_run_is_not_carried_on(gan: Path, tmp_path: Path
     own, other = (checkpoints_in(only_run(tmp_path / runs))[-1] for runs in ("own", "other"))
     shutil.rmtree(own)
     shutil.copytree(other, own)
-    said = dtrain_here("run", gan, "--runs", tmp_path / "own", "--once", "seed=0")
-    assert said.code == 2
-    assert f"{own} is of another recipe than its run" in said.errors
+    for more in (["--once"], ["--resume", own]):
+        said = dtrain_here("run", gan, "--runs", tmp_path / "own", "seed=0", *more)
+        assert said.code == 2
+        assert f"{own} is of another recipe than its run" in said.errors
 
 
 @pytest.mark.parametrize(("before", "after"), [("fp32", "fp64"), ("fp64", "fp32")])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        'kind = "sgd"\nlr = 1e-3\nmomentum = 0.9',
+        'kind = "muon"\nlr = 1e-3\nothers = { lr = 1e-3 }',
+        *(f'kind = "{kind}"\nlr = 1e-3' for kind in ("adam", "adafactor", "rmsprop", "lion")),
+        *(f'kind = "torch.optim:{kind}"\nlr = 1e-3' for kind in ("NAdam", "RAdam", "Adagrad", "ASGD")),
+    ],
+    ids=lambda text: text.split('"')[1],
+)
 def test_another_precision_takes_up_the_state_of_optimizers(
-    gan: Path, tmp_path: Path, dtrain_here: Here, before: str, after: str
+    gan: Path, tmp_path: Path, dtrain_here: Here, before: str, after: str, optimizer: str
 ) -> None:
-    assert dtrain_here("run", gan, "--runs", tmp_path / "runs", f"train.precision={before}").code == 0
+    head, _, rest = gan.read_text().partition("[optimizers")
+    tail = rest[rest.index("\n[data]") :]
+    own = f'[optimizers."*"]\n{optimizer}\n'
+    gan.write_text(head + own + tail)
+    said = dtrain_here("run", gan, "--runs", tmp_path / "runs", f"train.precision={before}")
+    assert said.code == 0, said.errors
     more = ["train.steps=12", f"train.precision={after}", "--resume", only_run(tmp_path / "runs")]
     said = dtrain_here("run", gan, "--runs", tmp_path / "more", *more)
     assert said.code == 0, said.errors
     kinds = {tensor.dtype for tensor in load_optimizers(only_run(tmp_path / "more")).values() if tensor.dim()}
-    assert kinds == {getattr(torch, {"fp32": "float32", "fp64": "float64"}[after])}
+    assert kinds == {{"fp32": torch.float32, "fp64": torch.float64}[after]}
 
 
 def load_optimizers(run: Path) -> dict[str, torch.Tensor]:

@@ -78,6 +78,10 @@ def test_nothing_of_a_run_is_overwritten(run: Path, tmp_path: Path, dtrain_here:
     taken = checkpoint.with_name("step-00000040")
     refused(dtrain_here("convert", run, taken, "--model", "generator"), "taken for a checkpoint")
     assert dtrain_here("verify", run).code == 0
+    (tmp_path / "manifest.json").write_text("{}")  # of something else
+    out = checkpoint / ".." / ".." / "own.safetensors"
+    said = dtrain_here("convert", run, out, "--model", "generator")
+    assert said.code == 0, said.errors
 
 
 def test_a_model_without_an_average_has_its_own_weights(run: Path, tmp_path: Path, dtrain_here: Here) -> None:

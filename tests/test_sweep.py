@@ -188,6 +188,16 @@ def test_axes_of_what_no_trial_has_are_refused(tmp_path: Path, axis: str, said: 
     assert said in str(caught.value)
 
 
+def test_many_numbers_of_some_axes_hide_no_end_of_another(tmp_path: Path) -> None:
+    axes = "".join(f'"hyperparameters.x{n}" = {{ range = [1, 100] }}\n' for n in range(6))
+    options = 'sampler = "random"\ntrials = 3\nmetric = "evaluate/accuracy"\n'
+    path = swept(tmp_path, f'{axes}"models.classifier.layers[5].rate" = {{ uniform = [0.1, 1.5] }}', options)
+    named = ", ".join(f"x{n} = 1" for n in range(6))
+    path.write_text(f"hyperparameters = {{ {named} }}\n{path.read_text()}")
+    with pytest.raises(RecipeErrors, match=r"rate\"\.uniform\[1\]: found 1.5"):
+        open_setup(read(path), Launch(tmp_path / "runs"), [])
+
+
 def test_a_condition_that_no_trial_meets_is_found(tmp_path: Path) -> None:
     axes = (
         '"train.batch_size" = [4, 8]\n"train.lanes" = { values = [1], when = { "train.batch_size" = 4 } }\n'
@@ -329,7 +339,7 @@ def test_options_that_will_not_do(tmp_path: Path, dtrain_here: Here, options: li
         ("[1e-3, 1e-2]", ' (only 4 can differ; sampler = "grid" takes each once)'),
         ("{ range = [1, 7, 2] }", ' (only 8 can differ; sampler = "grid" takes each once)'),
         ("{ range = [1, 99] }", ""),
-        ("{ range = [1, 1_000_000_000] }", ""),
+        ("{ range = [1, 9_223_372_036_854_775_807] }", ""),
         ("{ uniform = [1, 2] }", ""),
     ],
 )

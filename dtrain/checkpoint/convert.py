@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from dtrain.errors import CheckpointError
-from dtrain.format.checkpoints import NAME, Checkpoint
+from dtrain.format.checkpoints import NAME, Checkpoint, read_manifest
 from dtrain.format.files import MANIFEST, canonical, in_groups, shard_name, sync
 from dtrain.format.runs import whole_number
 from dtrain.format.safetensors_header import BYTES, Stored, header_bytes, read_header
@@ -156,7 +156,7 @@ def appearing(out: Path, *, force: bool) -> Iterator[Path]:
 
 def _check_free(out: Path, force: bool) -> None:
     """Raise CheckpointError if something is there that is not to be replaced."""
-    if whole := next((each for each in out.absolute().parents if (each / MANIFEST).is_file()), None):
+    if whole := next(filter(_is_ours, (out.parent / "x").resolve().parents), None):
         raise CheckpointError(f"{out} would be a part of the checkpoint {whole}; another name would do")
     if not os.path.lexists(out):
         if out.absolute().parent.name == "checkpoints" and NAME.fullmatch(out.name):
@@ -173,6 +173,14 @@ def _check_free(out: Path, force: bool) -> None:
     are_ours = all(path.is_file() and path.suffix in WRITTEN for path in inside) and MANIFEST not in names
     if inside and not (are_ours and any(name in CONFIGS for name in names)):
         raise CheckpointError(f"{out} holds more than weights, and is not replaced; another name would do")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is a checkpoint, by its name or a manifest that can be read."""
+    try:
+        return bool(NAME.fullmatch(folder.name)) or bool(read_manifest(folder))
+    except CheckpointError:
+        return False
 
 
 def is_file(out: Path) -> bool:

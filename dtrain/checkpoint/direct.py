@@ -21,7 +21,10 @@ Block = npt.NDArray[np.uint8]
 
 
 class Disk:
-    """A thread that writes blocks of files in their order, and the blocks, which are used again and again."""
+    """A thread that writes blocks of files in their order, and the blocks, which are used again and again.
+
+    One file is written to after the other: each keeps a block from its beginning to its end.
+    """
 
     def __init__(self) -> None:
         self.thread = ThreadPoolExecutor(1, "dtrain-write")
@@ -51,7 +54,7 @@ class DirectFile:
         self._disk = disk
         self._block = disk.free.get()
         self._filled = 0  # bytes of the block
-        self._problem: OSError | None = None  # of a block
+        self._problem: BaseException | None = None  # of a block
 
     def write(self, data: bytes | memoryview) -> None:
         """Take in bytes; full blocks go to the disk. Raises OSError if one of those before could not."""
@@ -84,12 +87,14 @@ class DirectFile:
         finally:
             os.close(self._descriptor)
 
-    def _put(self, block: Block, count: int) -> None:
-        left = block.data[:count]
+    def _put(self, block: Block, size: int) -> None:
+        left = block.data[:size]
         try:
             while left and self._problem is None:
-                left = left[self._write(left) :]
-        except OSError as error:
+                if not (count := self._write(left)):
+                    raise OSError(errno.EIO, "nothing was written")
+                left = left[count:]
+        except BaseException as error:  # whatever it is, the file lacks a block
             self._problem = error
         finally:
             self._disk.free.put(block)

@@ -53,6 +53,7 @@ def choose(
         run = checkpoint.parent.parent
         is_newest = checkpoint.name == max((found.name for found in checkpoints_in(run)), default="")
         if is_newest and recipe_of(run) == recipe:
+            _check_own(checkpoint, recipe)
             held = lock(run)
             return Place(_swept(run), checkpoint), held
         return _new(home, recipe, checkpoint)
@@ -68,11 +69,8 @@ def choose(
             is_cut_off = newest is None or (step_of(newest) < last_step and not ended_early(newest))
             if is_cut_off or once or (run / UNSENT).exists():
                 with found:
-                    if newest is not None and _recipe_inside(newest) not in (None, recipe):
-                        said = (
-                            "is of another recipe than its run, and was put there; without it the run goes on"
-                        )
-                        raise CheckpointError(f"{newest} {said}")
+                    if newest is not None:
+                        _check_own(newest, recipe)
                     place = Place(_swept(run), noted(run) if newest is None else newest.absolute())
                     return place, found.pop_all()
             found.close()
@@ -88,12 +86,15 @@ def recipe_of(run: Path) -> str | None:
         return None
 
 
-def _recipe_inside(checkpoint: Path) -> str | None:
-    """The recipe of a checkpoint; None of a damaged one, of which whoever opens it says more."""
+def _check_own(checkpoint: Path, recipe: str) -> None:
+    """Raise CheckpointError if a checkpoint of a run was put there from a run of another recipe."""
     try:
-        return glance_at(checkpoint).recipe
-    except CheckpointError:
-        return None
+        own = glance_at(checkpoint).recipe
+    except CheckpointError:  # it is damaged, of which whoever opens it says more
+        return
+    if own != recipe:
+        said = "is of another recipe than its run; move it away, and the run goes on from the one before"
+        raise CheckpointError(f"{checkpoint} {said}")
 
 
 def _new(home: Path, recipe: str, checkpoint: Path | None) -> tuple[Place, ExitStack]:

@@ -85,6 +85,7 @@ class RecordFile:
         self._path = run / RECORD
         self._names: list[str] = []
         self._writing = Lock()
+        self._is_torn = False  # by a write that failed, which ends the run
         try:
             drop_later(self._path, step)
             self._file = self._path.open("ab", buffering=0)  # so that closing has nothing left to write
@@ -106,12 +107,15 @@ class RecordFile:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         left = memoryview(json.dumps(line).encode() + b"\n")
-        try:
-            with self._writing:
+        with self._writing:
+            if self._is_torn:  # the next line would go on in the middle of one
+                return
+            try:
                 while left:
                     left = left[self._file.write(left) :]
-        except OSError as error:
-            raise self._unwritable(error) from error
+            except OSError as error:
+                self._is_torn = True
+                raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> DtrainError:
         return DtrainError(
@@ -176,5 +180,5 @@ def _strings(names: Any) -> list[str]:
 
 
 def _damaged(path: Path, number: int) -> CheckpointError:
-    said = "was altered, no run writes this; without this file, checkpoints and metrics are compared"
+    said = "was altered, no run writes this; move the file away to compare checkpoints and metrics alone"
     return CheckpointError(f"{path}:{number}: {said}")

@@ -13,6 +13,8 @@ from dtrain.engines.base import Part
 from dtrain.engines.held import Held
 from dtrain.errors import CheckpointError
 
+PRECISIONS = (torch.float32, torch.float64)
+SINGLE = ("step", "mu_product", "eta", "mu")  # scalars that torch keeps in fp32 whatever the weights are in
 Shapes = dict[str, dict[str, tuple[int, ...]]]  # of whole tensors, by model and name
 
 
@@ -87,8 +89,27 @@ def restore(
             whole = weights[model][name]
             tensor.copy_(held.part(name, whole) if name in parameters else whole)
         held.refresh()
-    restore_optimizers(models, state)
+    restore_optimizers(models, _in_precision(models, weights, state))
     averages.restore(means, counts)
+
+
+def _in_precision(
+    models: Mapping[str, Held], weights: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The optimizers' state as weights need it that were in fp32 and are in fp64, or the other way."""
+    turned = {
+        path_of(model, name): own.dtype
+        for model, held in models.items()
+        for name, own in held.weights()
+        if {weights[model][name].dtype, own.dtype} == {*PRECISIONS}
+    }
+
+    def cast(path: str, value: Any) -> Any:
+        owner, _, key = path.rpartition("/")
+        is_other = isinstance(value, Tensor) and value.dtype in PRECISIONS and owner in turned
+        return value.to(turned[owner]) if is_other and not (value.dim() == 0 and key in SINGLE) else value
+
+    return {path: cast(path, value) for path, value in state.items()}
 
 
 def restore_optimizers(models: Mapping[str, Held], state: Mapping[str, Any]) -> None:

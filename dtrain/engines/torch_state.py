@@ -132,19 +132,12 @@ def _check_shapes(name: str, entry: Mapping[str, Any], parameter: Tensor) -> Non
 
 
 def _keep_types(optimizer: torch.optim.Optimizer, state: Mapping[int, Mapping[str, Any]]) -> None:
-    """Undo torch's turning of all state into the parameter's type: NAdam's products are float32 in fp64.
-
-    What is of another precision because the run was, of fp32 or fp64, stays as torch has turned it.
-    """
+    """Undo torch's turning of all state into the parameter's type: NAdam's products are float32 in fp64."""
     parameters = _parameters(optimizer)
     for number, entry in state.items():
-        like = parameters[number]
-        own = optimizer.state.get(like, {})  # of what was left out there is nothing
+        own = optimizer.state.get(parameters[number], {})  # of what was left out there is nothing
         for key, value in entry.items():
-            if not isinstance(value, Tensor) or key not in own or own[key].dtype == value.dtype:
-                continue
-            is_whole = value.dim() > 0 and value.shape == like.shape
-            if not (is_whole and {value.dtype, like.dtype} == {torch.float32, torch.float64}):
+            if isinstance(value, Tensor) and key in own and own[key].dtype != value.dtype:
                 own[key] = value.to(own[key].device)
 
 

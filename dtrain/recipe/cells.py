@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from dtrain.errors import RecipeError, RecipeErrors, Spot
+from dtrain.errors import DtrainError, RecipeError, RecipeErrors, Spot
 from dtrain.recipe.compose import open_place, places
 from dtrain.recipe.document import Document, Said, copied, has
 from dtrain.recipe.fit import check_data
@@ -15,6 +15,7 @@ from dtrain.recipe.values import Recipe
 from dtrain.spec.axes import Axis, same, same_place
 from dtrain.spec.sweep import Sweep
 from dtrain.spec.words import Place, brief, dotted, nearest, placed, show
+from dtrain.spec.words import written as in_full
 
 AXES = ("sweep", "axes")
 MOST_CHECKED = 500  # trials that are looked at before the first is trained; each takes some milliseconds
@@ -93,13 +94,16 @@ def check_trials(written: Document, sweep: Sweep, *, imports: bool = True, proce
             return error.errors
         return ()
 
-    alone: dict[str, list[tuple[Spot | None, str]]] = {}  # what is wrong where one value alone is set
+    alone: dict[tuple[str, str], list[str]] = {}  # what is wrong where one value alone is set
 
     def leads_to(key: str, value: Any, error: RecipeError) -> bool:
-        text = in_words({key: value})
-        if text not in alone:
-            alone[text] = [(one.spot, one.key) for one in wrong_in({key: value})]
-        return (error.spot, error.key) in alone[text]
+        place = key, in_full(value)
+        if place not in alone:
+            try:
+                alone[place] = list(map(str, wrong_in({key: value})))
+            except DtrainError:  # of data that no trial may have
+                alone[place] = []
+        return str(error) in alone[place]
 
     found: dict[tuple[Any, ...], RecipeError] = {}
     for settings in wanted[:MOST_CHECKED]:
@@ -138,7 +142,8 @@ def _unfit(recipe: Recipe, sweep: Sweep, steps: int | None) -> Iterator[RecipeEr
     every = recipe.every.evaluate
     if sweep.prune is not None and (not every or (steps is not None and every >= steps)):
         said = f"found {every}: nothing would be evaluated before the end, by which sweep.prune goes"
-        yield RecipeError("every.evaluate", f"{said}; {max((steps or 2500) // 5, 1)} would do")
+        hint = "sweep.prune can be left out" if steps == 1 else f"{max((steps or 2500) // 5, 1)} would do"
+        yield RecipeError("every.evaluate", f"{said}; {hint}")
 
 
 def in_words(settings: Settings) -> str:

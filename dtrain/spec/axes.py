@@ -109,9 +109,17 @@ class Axis(Table):
     def counted(self) -> tuple[int, ...]:
         """The numbers of a range. Raises ValueError of more than a grid can have."""
         found = self.numbers()
-        if len(found) > MOST_CELLS:
-            raise ValueError(f"found {len(found):,} numbers; in a grid at most {MOST_CELLS:,} would do")
+        if self.count() > MOST_CELLS:
+            raise ValueError(f"found {self.count():,} numbers; in a grid at most {MOST_CELLS:,} would do")
         return tuple(found)
+
+    def count(self) -> int:
+        """How many values an array has, or a range numbers."""
+        if self.values is not None:
+            return len(self.values)
+        assert self.range is not None
+        first, last, *step = self.range
+        return (last - first) // (step[0] if step else 1) + 1
 
     def numbers(self) -> Sequence[int]:
         """Those of a range."""
@@ -139,8 +147,8 @@ class Axis(Table):
         """Values that stand for all others: each of an array or of a few numbers, both ends of many."""
         if self.values is not None:
             return self.values
-        if self.range is not None and len(found := self.numbers()) <= FEW:
-            return tuple(found)
+        if self.range is not None and self.count() <= FEW:
+            return tuple(self.numbers())
         ends = self.uniform or self.log_uniform or self.range or self.log_range
         return () if ends is None else ends[:2]
 

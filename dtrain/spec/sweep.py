@@ -105,7 +105,7 @@ class Sweep(Table):
         free = [axis for axis in self.all_axes.values() if axis.tied is None]
         if any(axis.values is None and axis.range is None for axis in free):
             return None
-        counts = (len(axis.values or axis.numbers()) for axis in free)
+        counts = (axis.count() for axis in free)
         return len(self.grid()) if prod(counts) <= MOST_CELLS else None
 
     def settings(self, choose: Choose) -> dict[str, Any]:
@@ -135,10 +135,12 @@ class Sweep(Table):
         """Trials that have every value of an array and both ends of numbers at least once."""
         axes = self.all_axes
         first = {key: axis.extremes()[0] for key, axis in axes.items() if axis.tied is None}
-        for key, axis in axes.items():
-            for value in axis.extremes() if axis.tied is None else (None,):
-                chosen = {**first, **_met(axes, key), key: value}
-                yield self.settings(_taken_from(chosen))
+        each = {key: axis.extremes() if axis.tied is None else (None,) for key, axis in axes.items()}
+        for number in range(max(map(len, each.values()), default=0)):  # of each axis one, then one more
+            for key, values in each.items():
+                if number < len(values):
+                    value = values[number // 2] if number % 2 == 0 else values[-1 - number // 2]
+                    yield self.settings(_taken_from({**first, **_met(axes, key), key: value}))
         if not axes:
             yield {}
 

@@ -39,7 +39,8 @@ class Job:
         self._values: list[float] = []  # of the seeds that are done
         self._runs: list[str] = []
         self._stops = 0
-        self._is_stopped = self._is_pruned = self._is_senseless = False
+        self._is_stopped = self._is_pruned = False
+        self._lacks: str | None = None  # why no value will come of it
         self._process: Process | None = None
         self._hold: IO[bytes] | None = None
         self._told: Told | None = None
@@ -149,8 +150,8 @@ class Job:
                 self._is_pruned = True
                 if self._process is not None:
                     self._process.stop()
-        if self._process is not None and not self._is_senseless and self._told.lacks() is not None:
-            self._is_senseless = True
+        if self._process is not None and self._lacks is None and (lacks := self._told.lacks()):
+            self._lacks = lacks
             self._process.stop()
 
     def _end(self, status: int) -> None:
@@ -161,13 +162,15 @@ class Job:
         if self._is_pruned:
             self.trial.prune()
             self.is_over = True
-        elif status == 0 or self._is_senseless:
+        elif status == 0:
             self._count()
+        elif self._lacks is not None:
+            self._fail(self._lacks)
         elif self._is_stopped:
             self._leave()
         elif status == MISTAKE and self._is_trained_by_others():
             self.waits = True
-        elif (status in STOPPED or self._lost_a_rank()) and self._stops < MOST_STOPS:
+        elif (status in STOPPED or (status != MISTAKE and self._lost_a_rank())) and self._stops < MOST_STOPS:
             self._stops += 1  # somebody else's wish, who did not mean the sweep: it is carried on
         else:
             assert process is not None

@@ -119,7 +119,8 @@ class Told:
     run: Path
     metric: str
     values: dict[int, float] = field(default_factory=dict)
-    _evaluated: dict[str, None] = field(default_factory=dict)  # the names of what an evaluation told
+    _evaluated: dict[str, None] = field(default_factory=dict)  # the names of what evaluations told
+    _evaluations: int = 0
     _read: int = 0  # bytes of whole lines
 
     def news(self) -> Iterator[tuple[int, float]]:
@@ -136,18 +137,21 @@ class Told:
             return
         self._read += len(whole) + bool(whole)
         for line in lines:
-            self._evaluated |= dict.fromkeys(name for name in line.numbers if name.startswith(EVALUATED))
+            told = [name for name in line.numbers if name.startswith(EVALUATED)]
+            if len(told) == len(line.numbers):  # of an evaluation alone; a model may be called so
+                self._evaluated |= dict.fromkeys(told)
+                self._evaluations += bool(told)
             if self.metric in line.numbers and line.step not in self.values:
                 self.values[line.step] = line.numbers[self.metric]
                 yield line.step, line.numbers[self.metric]
 
     def lacks(self) -> str | None:
-        """What is wrong if an evaluation told of much, but not of the metric; None where nothing is."""
-        if self.values or not self._evaluated or not self.metric.startswith(EVALUATED):
+        """What is wrong if two evaluations told of much, but not of the metric; None where nothing is."""
+        if self.values or self._evaluations < 2 or not self.metric.startswith(EVALUATED):
             return None
         near = nearest(self.metric, self._evaluated)
         hint = "" if near is None else f"; did you mean {show(near)}?"
-        return f"its evaluation tells {either(self._evaluated)}, not {self.metric}{hint}"
+        return f"its evaluations tell {either(self._evaluated)}, not {self.metric}{hint}"
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class Setup:
     launch: Launch
     devices: Sequence[Sequence[str]]  # of each slot; empty where all see all
     steps: int | None  # of a trial, as far as can be told before it is trained
-    examples: int | None  # of the data, where that is known
+    examples: int | None  # of the data, where that is known and no axis changes it
 
     @property
     def name(self) -> str:
@@ -84,13 +85,15 @@ def open_setup(document: Document, launch: Launch, devices: Sequence[Sequence[st
         raise located(resolved, errors)
     processes = launch.processes
     data = check_data(base, resolved, processes)
-    examples = None if data is None else data.count
+    count = None if data is None else data.count
     check_trials(document, base.sweep, processes=processes)
     metric, mode = compared_by(base)
-    pace = pace_of(base.train, base.system, examples)
+    pace = pace_of(base.train, base.system, count)
     steps = None if pace is None else pace.total
     if error := _idle_pruner(base.sweep.prune, steps):
         raise located(resolved, [error])
+    is_other = any(placed_in(key)[0] in ("data", "hyperparameters") for key in base.sweep.axes)
+    examples = None if is_other else count
     return Setup(document, base, base.sweep, metric, mode, launch, devices, steps, examples)
 
 
@@ -132,12 +135,15 @@ def grouped(devices: Sequence[str], parallel: int) -> list[list[str]]:
 
 
 def check_devices(devices: Sequence[str]) -> None:
-    """Raise DtrainError for a GPU by number that this machine has not."""
+    """Raise DtrainError for a GPU by number that this machine has not, or that is hidden here."""
+    if not devices:
+        return
     import torch
 
-    there = torch.cuda.device_count()
-    if missing := [name for name in devices if name.isdigit() and int(name) >= there]:
-        said = f"one of {', '.join(map(str, range(there)))} would do" if there else "leave it out"
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = [*map(str, range(torch.cuda.device_count()))] if shown is None else shown.split(",")
+    if missing := [name for name in devices if name.isdecimal() and name not in there]:
+        said = f"one of {', '.join(there)} would do" if any(there) else "leave it out"
         raise DtrainError(f"--devices {missing[0]}: there is no such GPU here; {said}")
 
 

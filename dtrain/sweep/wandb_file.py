@@ -64,7 +64,7 @@ def _key(setup: Setup, key: str) -> str:
             dotted(("sweep", "axes", key)), f"W&B has no axes of {len(more) + 1} keys; one of each would do"
         )
     key_there = ".".join(map(str, first))  # dtrain takes layers.0, and W&B no brackets
-    if not NAME.fullmatch(key_there):
+    if not NAME.fullmatch(key_there) or any("." in str(part) for part in first):
         said = "W&B's names are of letters, digits, points and hyphens; one of hyperparameters would do"
         _refuse(dotted(("sweep", "axes", key)), said)
     return key_there
