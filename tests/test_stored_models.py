@@ -1,5 +1,6 @@
 """Models out of checkpoints: which one is meant, what is known of it at once, what is refused."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from reading import mistakes_of
 import dtrain
 from dtrain.errors import CheckpointError
 from dtrain.format.checkpoints import checkpoints_in, glance_at
+from dtrain.format.files import sealed
 from dtrain.recipe.write import to_toml
 from dtrain.spec.models import ModelSpec
 from dtrain.spec.trust import Trust
@@ -147,9 +149,11 @@ def test_a_run_that_was_cut_off_is_no_teacher(student: Path) -> None:
 
 def test_another_checkpoint_in_its_place_is_refused_when_it_is_read(student: Path) -> None:
     recipe = dtrain.load(student)
-    (first, *_, last) = checkpoints_in(only_run(student.parent / "runs"))
-    shutil.rmtree(last)
-    first.rename(last)
+    manifest = checkpoints_in(only_run(student.parent / "runs"))[-1] / "manifest.json"
+    table = json.loads(manifest.read_bytes())
+    del table["checksum"]
+    table["environment"]["host"] = "another"
+    manifest.write_bytes(sealed(table))
     with pytest.raises(CheckpointError, match="not the checkpoint that the recipe was made with"):
         dtrain.setup(recipe, runs=student.parent / "runs")
 

@@ -260,7 +260,11 @@ def assert_report(page: Path, trials: list[dict[str, Any]], folder: Path) -> Non
     body = drawn[drawn.index("<body") :]
     assert len(re.findall(r'<tr class="(?:finished|pruned)">', body)) == len(trials)
     assert body.count('class="main-svg"') >= 3 * 2, found.stderr  # each picture is some
-    for title in ("Parallel coordinates", "Curves of the first seed", "Importance of each axis"):
+    for title in (
+        "Parallel coordinates",
+        "Curves of the first seed",
+        "Importance of each axis, by 4 finished trials",
+    ):
         assert f"<h2>{title}</h2>" in body
 
 
