@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.errors import CheckpointError, RecipeError, RecipeErrors
-from dtrain.format.checkpoints import NAME, Checkpoint, step_of
+from dtrain.format.checkpoints import Checkpoint, renamed
 from dtrain.format.files import MANIFEST, RECIPE, STATE
 from dtrain.format.hashes import Problem, Tell, by_part, headers_of, part_of
 from dtrain.format.whole import MOST, Looked, leftovers, look
@@ -44,8 +44,7 @@ def verify(path: Path, tell: Tell = lambda _: None) -> Report:
     started = time.monotonic()
     found = look(path, tell)
     remarks = []
-    if NAME.fullmatch(path.name) and found.manifest.get("step", step_of(path)) != step_of(path):
-        said = f"{path / MANIFEST} is of step {found.manifest['step']}, and its folder is of another"
+    if said := renamed(path, found.manifest):
         found.add([Problem(MANIFEST, "", said)])
     if found.recipe is not None:
         try:

@@ -80,15 +80,20 @@ def glance_at(path: Path) -> Checkpoint:
 
 def _read(path: Path, only: tuple[str, ...] | None) -> Checkpoint:
     manifest = read_manifest(path)
-    own = path.absolute()
-    if NAME.fullmatch(own.name) and manifest["step"] != step_of(own):
-        raise CheckpointError(
-            f"{path / MANIFEST} is of step {manifest['step']}, and its folder is of another"
-        )
+    if said := renamed(path, manifest):
+        raise CheckpointError(said)
     for name in manifest["files"]:
         if only is None or name in only:
             check_file(path, name, manifest)
     return Checkpoint(path, manifest, read_state(path, manifest), read_recipe(path))
+
+
+def renamed(path: Path, manifest: Mapping[str, Any]) -> str | None:
+    """What is wrong if a folder has the name of another step than its manifest; None where nothing is."""
+    own = path.absolute()
+    if not NAME.fullmatch(own.name) or manifest.get("step", step_of(own)) == step_of(own):
+        return None
+    return f"{path / MANIFEST} is of step {manifest['step']}, and its folder is of another"
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

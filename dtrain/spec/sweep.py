@@ -132,7 +132,7 @@ class Sweep(Table):
         return found
 
     def samples(self) -> Iterator[dict[str, Any]]:
-        """Trials that have every value of an array and both ends of numbers at least once."""
+        """Trials that have what stands for the values of each axis at least once, the ends of all first."""
         axes = self.all_axes
         first = {key: axis.extremes()[0] for key, axis in axes.items() if axis.tied is None}
         each = {key: axis.extremes() if axis.tied is None else (None,) for key, axis in axes.items()}
